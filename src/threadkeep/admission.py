@@ -1,0 +1,158 @@
+"""How a turn gets into its session: its input is stored and the session taken, or nothing is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agents import TResponseInputItem
+from uuid_utils import uuid7
+
+from threadkeep.database import Database
+from threadkeep.errors import SessionNotFoundError
+from threadkeep.history import (
+    History,
+    Position,
+    absorb,
+    cache_of,
+    encode_items,
+    read_history,
+)
+from threadkeep.session import new_epoch, title_of
+from threadkeep.turn import has_whole_view, plan_turn
+
+LOST_AFTER_MS = 10_000
+"""A run without a sign of life for so long has lost its process, in milliseconds."""
+
+BUSY_POLL_SECONDS = 0.1
+"""How often a run asks whether another process has given its session free."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A turn that has begun.
+
+    Args:
+        base: The items before it.
+        input: The items of the request that were new.
+        position: Where the session stood with the input stored.
+    """
+
+    base: list[TResponseInputItem]
+    input: list[TResponseInputItem]
+    position: Position
+
+
+async def look(
+    database: Database, session_id: str, owner: str, items: Sequence[TResponseInputItem]
+) -> Admitted:
+    """Admits a turn that is not to be stored: reads, and writes nothing.
+
+    Raises:
+        SessionNotFoundError: The session is another owner's.
+        InvalidInputError: The request leaves nothing to answer.
+    """
+    history = await read_history(database, session_id, owner)
+    stored = history.items()
+    plan = plan_turn(stored, items)
+    return Admitted(stored[: plan.keep], plan.new, history.position)
+
+
+async def admit(
+    database: Database,
+    session_id: str,
+    owner: str,
+    run_id: str,
+    items: Sequence[TResponseInputItem],
+) -> Admitted:
+    """Stores the input of a turn and takes its session; waits while another run has it.
+
+    Args:
+        database: Where the session lies.
+        session_id: The conversation; made when it is new.
+        owner: Whose it is; '' is nobody's.
+        run_id: The run that the items belong to.
+        items: The request. Where it tells another conversation than the one stored, the old one is
+            kept as a fork.
+
+    Raises:
+        SessionNotFoundError: The session is another owner's; nothing was written.
+        InvalidInputError: The request can't be stored; nothing was written.
+    """
+    while True:
+        new: list[TResponseInputItem] | None = list(items)
+        if has_whole_view(items):
+            new = await _make_room(database, session_id, owner, items)
+        if new is not None:
+            begun = await _begin(database, session_id, owner, run_id, new)
+            if begun is not None:
+                return begun
+        await asyncio.sleep(BUSY_POLL_SECONDS)
+
+
+async def take_back(database: Database, session_id: str, owner: str, admitted: Admitted) -> None:
+    """Removes the input of a turn, unless something was stored behind it."""
+    await database.call(
+        "cut_items",
+        session_id=session_id,
+        owner=owner,
+        epoch=admitted.position.epoch,
+        seq=admitted.position.seq,
+        keep=admitted.position.seq - len(admitted.input),
+        new_epoch=new_epoch(),
+    )
+
+
+async def _make_room(
+    database: Database, session_id: str, owner: str, items: Sequence[TResponseInputItem]
+) -> list[TResponseInputItem] | None:
+    """Cuts the session back to where the request differs; None when it must be looked at anew."""
+    history = await read_history(database, session_id, owner)
+    plan = plan_turn(history.items(), items)
+    if plan.keep == history.count:
+        return plan.new
+    rows = await database.call(
+        "branch_session",
+        session_id=session_id,
+        owner=owner,
+        epoch=history.position.epoch,
+        seq=history.position.seq,
+        keep=history.seqs[plan.keep - 1] if plan.keep else 0,
+        fork_id=str(uuid7()),
+        fork_epoch=new_epoch(),
+        new_epoch=new_epoch(),
+        stale_after=LOST_AFTER_MS,
+    )
+    return plan.new if rows else None
+
+
+async def _begin(
+    database: Database,
+    session_id: str,
+    owner: str,
+    run_id: str,
+    new: list[TResponseInputItem],
+) -> Admitted | None:
+    """Stores the input and takes the session; None when another run has it."""
+    known: History = cache_of(database).get(session_id, owner)
+    rows = await database.call(
+        "begin_turn",
+        session_id=session_id,
+        owner=owner,
+        run_id=run_id,
+        items=encode_items(new, "input"),
+        title=title_of(new),
+        epoch=known.position.epoch,
+        seq=known.position.seq,
+        tag=known.position.tag,
+        new_epoch=new_epoch(),
+        stale_after=LOST_AFTER_MS,
+    )
+    if not rows[0]["owned"]:
+        raise SessionNotFoundError
+    if rows[0]["busy"]:
+        return None
+    history = absorb(database, session_id, owner, known, rows)
+    stored = history.items()
+    return Admitted(stored[: len(stored) - len(new)], new, history.position)

@@ -1,0 +1,74 @@
+"""The seam between features and drivers: named statements, called by name with named parameters.
+
+A named statement is one unit of work with one result. Its text lies in `sql/<dialect>/*.sql`, the
+same names in every dialect, so that features are written once. In SQLite it may be a short list of
+SQL statements, which the driver runs in one transaction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any, Protocol
+
+Row = Mapping[str, Any]
+"""One row of a result: values by column name."""
+
+Value = str | int | None | Sequence[str]
+"""What a parameter may be; a sequence of strings is an array to the statement."""
+
+_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+
+
+class Database(Protocol):
+    """A store that runs named statements. Safe to use from several event loops and threads."""
+
+    @property
+    def description(self) -> str:
+        """Where the data lies, for people; without secrets."""
+        ...
+
+    async def call(self, statement: str, **parameters: Value) -> list[Row]:
+        """Runs one named statement, whole or not at all.
+
+        Args:
+            statement: Its name in the `sql` folder.
+            **parameters: A value for each `:name` in its text.
+
+        Returns:
+            The rows of its last query.
+
+        Raises:
+            DatabaseError: The database refused; nothing was changed.
+        """
+        ...
+
+    async def open(self) -> None:
+        """Opens it now and brings the schema up to date; otherwise the first call does.
+
+        Raises:
+            DatabaseUnavailableError: It can't be opened, or belongs to something else.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finishes what is under way and gives up its resources. Calling it twice is harmless."""
+        ...
+
+
+def load_statements(dialect: str) -> dict[str, str]:
+    """Reads the named statements of a dialect.
+
+    Args:
+        dialect: A folder name below `sql`.
+
+    Returns:
+        The text of each statement by its name.
+    """
+    statements: dict[str, str] = {}
+    for file in sorted(files("threadkeep.sql").joinpath(dialect).iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".sql"):
+            parts = _NAME.split(file.read_text("utf-8"))
+            statements.update(zip(parts[1::2], (text.strip() for text in parts[2::2]), strict=True))
+    return statements

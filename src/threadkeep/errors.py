@@ -1,0 +1,63 @@
+"""Every error Threadkeep raises on purpose: told apart by type, each saying what to do."""
+
+from __future__ import annotations
+
+
+class ThreadkeepError(Exception):
+    """Threadkeep could not do what was asked. All errors below are of this type."""
+
+
+class SettingsError(ThreadkeepError):
+    """A setting is missing or can't be used. Correct it in the environment or in `.env`."""
+
+
+class InvalidInputError(ThreadkeepError, ValueError):
+    """An argument or a part of a request can't be used. Nothing was written.
+
+    Args:
+        message: What is wrong and what would be right.
+        param: The argument or field, as the caller names it (`input[0].role`).
+        code: A stable word for programs.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value"):
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class NotFoundError(ThreadkeepError, LookupError):
+    """There is no such thing for this owner: it never was, is deleted, or is somebody else's."""
+
+
+class SessionNotFoundError(NotFoundError):
+    """The session does not exist for this owner. Start a new one, or use the owner that made it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No such session for this owner. Leave the session id out to start a new session."
+        )
+
+
+class ConflictError(ThreadkeepError):
+    """Somebody else changed the same thing first. Read it again, then decide."""
+
+
+class DatabaseError(ThreadkeepError):
+    """The database refused or failed. The cause is kept as `__cause__`."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """The database can't be opened or reached. Check its address, that it runs, and your rights."""
+
+
+class DatabaseBusyError(DatabaseError):
+    """Another process holds the database for longer than we wait. Try again."""
+
+
+class ClosedError(ThreadkeepError):
+    """This session or database was closed. Make a new one."""
+
+
+class ModelError(ThreadkeepError):
+    """The model did not answer. Nothing of the turn was kept if no tool had started."""

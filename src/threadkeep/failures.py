@@ -1,0 +1,98 @@
+"""What a failed run says of itself: a code for programs and a message for people.
+
+Messages are ours. What a provider or a driver wrote may hold keys, hosts or message contents, so it
+stays in the exception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import openai
+from agents.exceptions import (
+    InputGuardrailTripwireTriggered,
+    MaxTurnsExceeded,
+    ModelBehaviorError,
+    OutputGuardrailTripwireTriggered,
+)
+
+from threadkeep.errors import (
+    ConflictError,
+    DatabaseError,
+    InvalidInputError,
+    ModelError,
+    NotFoundError,
+    ThreadkeepError,
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why something was not done.
+
+    Args:
+        status: The HTTP status.
+        code: A stable word for programs.
+        message: What happened and what to do.
+        param: The field of the request at fault.
+    """
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+STOPPED = Failure(
+    503, "server_stopped", "The server stopped before the answer was done. Send it again."
+)
+
+
+def describe(error: BaseException) -> Failure:
+    """Tells what an exception means to whoever asked."""
+    if isinstance(error, InvalidInputError):
+        status = 422 if error.code.startswith("orphan") else 400
+        return Failure(status, error.code, str(error), error.param)
+    if isinstance(error, NotFoundError):
+        return Failure(404, "not_found", str(error))
+    if isinstance(error, ConflictError):
+        return Failure(409, "conflict", str(error))
+    if isinstance(error, DatabaseError):
+        return Failure(503, "database_unavailable", str(error))
+    if isinstance(error, TimeoutError):
+        return Failure(
+            504, "timeout", "The answer took longer than TASK_TIMEOUT_SECONDS, so it was stopped."
+        )
+    if isinstance(error, ThreadkeepError) and not isinstance(error, ModelError):
+        return Failure(503, "unavailable", str(error))
+    return _of_the_agent(error)
+
+
+def _of_the_agent(error: BaseException) -> Failure:
+    if isinstance(error, ModelError):
+        return Failure(502, "model_error", str(error))
+    if isinstance(error, openai.OpenAIError):
+        return Failure(502, "model_error", _of_the_model(error))
+    if isinstance(error, ModelBehaviorError):
+        return Failure(502, "model_error", "The model answered in a form that can't be used.")
+    if isinstance(error, MaxTurnsExceeded):
+        return Failure(502, "max_turns", "The agent used all its turns without a final answer.")
+    if isinstance(error, (InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered)):
+        return Failure(422, "guardrail_tripped", "A guardrail of the agent stopped this turn.")
+    return Failure(500, "agent_error", "The agent failed. The server's log says where.")
+
+
+def _of_the_model(error: openai.OpenAIError) -> str:
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return "The model's server refused the key. Check OPENAI_API_KEY."
+    if isinstance(error, openai.RateLimitError):
+        return "The model's server takes no more requests for now. Try again later."
+    if isinstance(error, openai.NotFoundError):
+        return "The model's server does not know this model. Check AGENT_MODEL and OPENAI_BASE_URL."
+    if isinstance(error, openai.APITimeoutError):
+        return "The model's server did not answer in time. Try again."
+    if isinstance(error, openai.APIConnectionError):
+        return "The model's server can't be reached. Check OPENAI_BASE_URL and the network."
+    if isinstance(error, openai.APIStatusError):
+        return f"The model's server answered with status {error.status_code}."
+    return "The model's server gave an answer that can't be used."

@@ -1,0 +1,271 @@
+"""The history of a session: how items are encoded, read and cached.
+
+A read asks for what came after the `(epoch, seq)` it holds and costs what is new. The cache keeps
+each item marshalled: taking it out makes a fresh object, so nobody can change what others get, and
+costs a fraction of parsing JSON. It is only ever a head start: the database decides what is valid.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import marshal
+import re
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from agents import TResponseInputItem
+
+from threadkeep.database import Database, Row
+from threadkeep.errors import InvalidInputError, SessionNotFoundError
+
+CACHE_BYTES = 64 * 1024 * 1024
+"""How much history a process keeps of one database, in bytes."""
+
+MAX_ID_LENGTH = 512
+"""Of a session id and an owner, in characters."""
+
+_ITEM_OVERHEAD = 64
+_UNSTORABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+_logger = logging.getLogger("threadkeep")
+
+
+def check_id(value: object, param: str) -> str:
+    """Returns a session id or an owner that can be stored, or says what is wrong with it.
+
+    Args:
+        value: What the caller gave.
+        param: How the caller names it.
+
+    Raises:
+        InvalidInputError: It is no text, empty, too long, or has characters that can't be stored.
+    """
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{param} must be a string.", param=param, code="invalid_type")
+    if not 0 < len(value) <= MAX_ID_LENGTH:
+        raise InvalidInputError(
+            f"{param} must have 1 to {MAX_ID_LENGTH} characters, not {len(value)}.", param=param
+        )
+    if _UNSTORABLE.search(value):
+        raise InvalidInputError(
+            f"{param} must have no control characters and no lone surrogates.", param=param
+        )
+    return value
+
+
+def encode_item(item: object, param: str) -> str:
+    """Turns an item into the JSON text that is stored; it decodes to an equal item.
+
+    Raises:
+        InvalidInputError: It is no JSON object, or would not come back as it is.
+    """
+    try:
+        text = json_text(item)
+        if isinstance(item, dict) and json.loads(text) == item:
+            return text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{param} can't be stored as JSON.", param=param) from error
+    raise InvalidInputError(
+        f"{param} must be a JSON object: a dict with text keys, of lists, texts, numbers, true, "
+        "false and null.",
+        param=param,
+        code="invalid_type",
+    )
+
+
+def json_text(value: object) -> str:
+    """Compact JSON that any database and client takes: lone surrogates are escaped."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text
+
+
+def encode_items(items: Iterable[object], param: str = "items") -> list[str]:
+    """Encodes a batch, or refuses it as a whole; `param` names it in errors."""
+    return [encode_item(item, f"{param}[{i}]") for i, item in enumerate(items)]
+
+
+def decode_item(text: str) -> dict[str, Any] | None:
+    """The item of a stored text, or None when the text is damaged."""
+    try:
+        item = json.loads(text)
+    except ValueError:
+        return None
+    return item if isinstance(item, dict) else None
+
+
+@dataclass(frozen=True)
+class Position:
+    """Up to where a history was read: a session's epoch, a seq, and the time of the item there."""
+
+    epoch: int = 0
+    seq: int = 0
+    tag: int = 0
+
+
+@dataclass(frozen=True)
+class History:
+    """The items of a session as of one moment.
+
+    Args:
+        position: Where it ends.
+        blobs: The items, marshalled. The list may be longer: only `count` belong to this moment.
+        seqs: The seq of each of them.
+        damaged: The seqs that hold no readable item.
+    """
+
+    position: Position = Position()
+    blobs: list[bytes] = field(default_factory=list)
+    seqs: list[int] = field(default_factory=list)
+    count: int = 0
+    size: int = 0
+    damaged: tuple[int, ...] = ()
+
+    def items(self, limit: int | None = None) -> list[TResponseInputItem]:
+        """Fresh copies of the newest `limit` items, or of all, in order."""
+        start = 0 if limit is None else max(0, self.count - limit)
+        return [
+            cast(TResponseInputItem, marshal.loads(blob))  # noqa: S302 - made by us, in memory
+            for blob in self.blobs[start : self.count]
+        ]
+
+    def last_seq(self) -> int | None:
+        """The seq of the newest readable item."""
+        return self.seqs[self.count - 1] if self.count else None
+
+    def extended(self, position: Position, rows: Sequence[tuple[int, str]]) -> History:
+        """This history with what came after it."""
+        if len(self.blobs) == self.count:
+            blobs, seqs = self.blobs, self.seqs
+        else:  # somebody went on from here already
+            blobs, seqs = self.blobs[: self.count], self.seqs[: self.count]
+        damaged, size = list(self.damaged), self.size
+        for seq, text in rows:
+            item = decode_item(text)
+            if item is None:
+                damaged.append(seq)
+            else:
+                blob = marshal.dumps(item)
+                blobs.append(blob)
+                seqs.append(seq)
+                size += len(blob) + _ITEM_OVERHEAD
+        return History(position, blobs, seqs, len(blobs), size, tuple(damaged))
+
+
+class HistoryCache:
+    """The histories a process keeps of one database: the least recently used go first."""
+
+    def __init__(self) -> None:
+        self._histories: OrderedDict[tuple[str, str], History] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def get(self, session_id: str, owner: str) -> History:
+        """What is known of a session, or an empty history."""
+        with self._lock:
+            history = self._histories.get((session_id, owner))
+            if history is None:
+                return History()
+            self._histories.move_to_end((session_id, owner))
+            return history
+
+    def keep(
+        self,
+        session_id: str,
+        owner: str,
+        base: History,
+        position: Position,
+        rows: Sequence[tuple[int, str]],
+    ) -> History:
+        """Adds what was read after `base`, and keeps and returns the result."""
+        with self._lock:
+            history = base.extended(position, rows)
+            self._drop((session_id, owner))
+            self._histories[session_id, owner] = history
+            self._size += history.size
+            while self._size > CACHE_BYTES:
+                self._drop(next(iter(self._histories)))
+            return history
+
+    def forget(self, session_id: str, owner: str) -> None:
+        """Drops what is known of a session."""
+        with self._lock:
+            self._drop((session_id, owner))
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        old = self._histories.pop(key, None)
+        if old is not None:
+            self._size -= old.size
+
+
+_caches: weakref.WeakKeyDictionary[Database, HistoryCache] = weakref.WeakKeyDictionary()
+
+
+def cache_of(database: Database) -> HistoryCache:
+    """The one cache of a database in this process."""
+    return _caches.setdefault(database, HistoryCache())
+
+
+def absorb(
+    database: Database, session_id: str, owner: str, known: History, rows: Sequence[Row]
+) -> History:
+    """Adds the rows that `read_items` gave to what was known, and caches the result.
+
+    Args:
+        known: The history whose position was asked for.
+        rows: As that statement returns them; none when there is no such session.
+
+    Raises:
+        SessionNotFoundError: The session is another owner's.
+    """
+    if not rows:
+        cache_of(database).forget(session_id, owner)
+        return History()
+    head = rows[0]
+    if not head["owned"]:
+        raise SessionNotFoundError
+    if head["base"] == 0:
+        known = History()
+    new = [(row["seq"], row["data"]) for row in rows if row["seq"] is not None]
+    tag = rows[-1]["created_at"] if new else known.position.tag
+    position = Position(head["epoch"], head["head"], tag)
+    history = cache_of(database).keep(session_id, owner, known, position, new)
+    report_damage(session_id, [seq for seq in history.damaged if seq > head["base"]])
+    return history
+
+
+def report_damage(session_id: str, seqs: Sequence[int]) -> None:
+    """Logs which items can't be read; they stay where they are."""
+    if seqs:
+        _logger.warning(
+            "Session %s has damaged items, left out and kept in the database: seq %s",
+            session_id,
+            ", ".join(map(str, seqs)),
+        )
+
+
+async def read_history(database: Database, session_id: str, owner: str) -> History:
+    """The whole history of a session, in one round trip that costs what is new.
+
+    Raises:
+        SessionNotFoundError: The session is another owner's.
+    """
+    known = cache_of(database).get(session_id, owner)
+    rows = await database.call(
+        "read_items",
+        session_id=session_id,
+        owner=owner,
+        epoch=known.position.epoch,
+        seq=known.position.seq,
+        tag=known.position.tag,
+    )
+    return absorb(database, session_id, owner, known, rows)

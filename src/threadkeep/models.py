@@ -1,0 +1,110 @@
+"""Which model answers: the embedded one, or one behind an OpenAI-compatible server.
+
+An agent without a model of its own gets the one that `AGENT_MODEL` names. By default that is
+OpenAI's when a key or a base URL is set, else the embedded model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents import Model, ModelProvider, OpenAIProvider
+from agents.models import get_default_model
+from openai import AsyncOpenAI
+
+from threadkeep.errors import ModelError, SettingsError
+from threadkeep.settings import Settings
+
+if TYPE_CHECKING:
+    from threadkeep.local import LocalRuntime
+
+
+class Models(ModelProvider):
+    """Finds models by name for the SDK's Runner, and owns what they need.
+
+    Args:
+        settings: Names the model and the server.
+        on_progress: Told, in a line each, how the loading of the embedded model goes.
+
+    Raises:
+        SettingsError: `AGENT_MODEL` is of no kind we know.
+        EmbeddedModelUnavailableError: The embedded model is asked for and can't be had.
+    """
+
+    def __init__(self, settings: Settings, on_progress: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._openai: OpenAIProvider | None = None
+        self._local: LocalRuntime | None = None
+        self._default = settings.agent_model or self._fallback()
+        if self._default.startswith("databricks/"):
+            raise SettingsError(
+                "AGENT_MODEL: models served by Databricks are not supported yet. "
+                "Use local, local:/path/to/a.gguf, or the name of an OpenAI model."
+            )
+        if self._default == "local" or self._default.startswith("local:"):
+            self._local = _local_runtime(self._default, on_progress)
+            self._local.check()
+
+    @property
+    def name(self) -> str:
+        """The name of the default model, for people and replies."""
+        return self._local.name if self._local else self._default
+
+    @property
+    def state(self) -> str:
+        """Whether the default model answers: `ready`, `loading` or `failed`."""
+        return self._local.state if self._local else "ready"
+
+    async def start(self) -> None:
+        """Begins to load the embedded model; requests wait for it meanwhile."""
+        if self._local:
+            await self._local.start()
+
+    def get_model(self, model_name: str | None) -> Model:
+        """The model of a name; None is the default.
+
+        Raises:
+            ModelError: It is behind a server for which there is neither a key nor an address.
+        """
+        name = model_name or self._default
+        if self._local and name in ("local", self._default):
+            return self._local.model()
+        if not self._settings.openai_api_key and not self._settings.openai_base_url:
+            raise ModelError(f"The model {name} needs OPENAI_API_KEY or OPENAI_BASE_URL to be set.")
+        model: Model = self._openai_provider().get_model(name)
+        return model
+
+    async def aclose(self) -> None:
+        """Ends the embedded model and gives up connections."""
+        if self._local:
+            await self._local.aclose()
+        if self._openai:
+            await self._openai.aclose()
+
+    def _fallback(self) -> str:
+        remote = self._settings.openai_api_key or self._settings.openai_base_url
+        return get_default_model() if remote else "local"
+
+    def _openai_provider(self) -> OpenAIProvider:
+        if self._openai is None:
+            settings = self._settings
+            default_api = "chat_completions" if settings.openai_base_url else "responses"
+            client = AsyncOpenAI(
+                # Servers of one's own often want no key, but the client insists on one.
+                api_key=settings.openai_api_key or "none",
+                base_url=settings.openai_base_url,
+            )
+            self._openai = OpenAIProvider(
+                openai_client=client,
+                use_responses=(settings.openai_api or default_api) == "responses",
+            )
+        return self._openai
+
+
+def _local_runtime(name: str, on_progress: Callable[[str], None]) -> LocalRuntime:
+    from threadkeep.local import LocalRuntime
+
+    path = name.removeprefix("local").removeprefix(":")
+    return LocalRuntime(Path(path).expanduser() if path else None, on_progress=on_progress)

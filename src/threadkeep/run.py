@@ -1,0 +1,324 @@
+"""One run: the execution of one turn, in a task of its own.
+
+It takes its session, stores the input, lets the SDK's Runner work, and turns what happens into one
+numbered stream of events. Whoever asked only follows: a client that goes away stops nothing. Events
+are stored in batches, and always before anybody is told that the run has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents import Agent, RunConfig, Runner, RunResultStreaming, TResponseInputItem, Usage
+
+from threadkeep.admission import Admitted, admit, look, take_back
+from threadkeep.database import Database
+from threadkeep.errors import DatabaseError, SessionNotFoundError
+from threadkeep.event_log import EventLog
+from threadkeep.failures import STOPPED, Failure, describe
+from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
+from threadkeep.session import Session
+from threadkeep.turn import TurnSession
+
+_logger = logging.getLogger("threadkeep")
+
+_END_EVENTS = {
+    "completed": "response.completed",
+    "failed": "response.failed",
+    "cancelled": "response.incomplete",
+    "incomplete": "response.incomplete",
+}
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run is asked to do.
+
+    Args:
+        session_id: The conversation it belongs to.
+        owner: Whose it is; '' is nobody's.
+        items: The input, in Responses form.
+        agent: Who answers.
+        context: The SDK's context, for tools and instructions.
+        run_config: The SDK's settings of the run.
+        model: The name of the model, for the reply.
+        store: False: nothing of it is written anywhere.
+        background: Whether the client said that it comes back for the answer.
+        metadata: The client's own, given back in the reply.
+        previous_response_id: The response it follows, given back in the reply.
+    """
+
+    session_id: str
+    owner: str
+    items: list[TResponseInputItem]
+    agent: Agent[Any]
+    context: Any
+    run_config: RunConfig
+    model: str
+    store: bool = True
+    background: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
+    previous_response_id: str | None = None
+
+
+class Run:
+    """A run of this process: its state, its events, and those who follow them.
+
+    Args:
+        request: What to do.
+        database: Where the session lies.
+        turn_lock: Held by one run of a session at a time, in the order they came.
+        timeout: How long it may work, in seconds.
+
+    Attributes:
+        run_id: `resp_…`, as the Responses API calls it.
+        status: `queued`, `in_progress`, `completed`, `failed`, `cancelled` or `incomplete`.
+        failure: Why it failed.
+        finished: Whether its last event was given out.
+        received: Done when it works or waits in the queue; holds the error when it was refused.
+    """
+
+    def __init__(
+        self, request: RunRequest, database: Database, turn_lock: asyncio.Lock, timeout: float
+    ) -> None:
+        self.request = request
+        self.run_id = new_id("resp")
+        self.status = "queued"
+        self.failure: Failure | None = None
+        self.received: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._database = database
+        self._turn_lock = turn_lock
+        self._timeout = timeout
+        self._session = Session(request.session_id, database=database, owner=request.owner or None)
+        self._created_at = int(time.time())
+        self._events: list[Event] = []
+        self._news = asyncio.Event()
+        self._log = EventLog(database, self.run_id, self._events)
+        self._converter = ResponseEvents()
+        self._usage: Usage | None = None
+        self._turn: Admitted | None = None
+        self._end_asked: str | None = None
+        self._storing: asyncio.Task[None] | None = None
+        self.finished = False
+        self._emit({"type": "response.created", "response": self.response()})
+        self._task = asyncio.create_task(self._work(), name=self.run_id)
+
+    def response(self) -> dict[str, Any]:
+        """The run as the Responses API shows it."""
+        request, failure = self.request, self.failure
+        reason = self._converter.incomplete_reason if self.status == "incomplete" else None
+        return {
+            "id": self.run_id,
+            "object": "response",
+            "created_at": self._created_at,
+            "status": self.status,
+            "background": request.background,
+            "error": failure and {"code": failure.code, "message": failure.message},
+            "incomplete_details": reason and {"reason": reason},
+            "instructions": None,
+            "metadata": request.metadata,
+            "model": request.model,
+            "output": list(self._converter.output),
+            "parallel_tool_calls": True,
+            "previous_response_id": request.previous_response_id,
+            "conversation": {"id": request.session_id},
+            "store": request.store,
+            "temperature": None,
+            "tool_choice": "auto",
+            "tools": [],
+            "top_p": None,
+            "usage": usage_json(self._usage) if self._usage else None,
+            "custom_outputs": {"session_id": request.session_id},
+        }
+
+    async def follow(self, after: int = -1) -> AsyncIterator[Event]:
+        """Its events behind a sequence number, to the last, as they come."""
+        position = after + 1
+        while True:
+            news = self._news
+            while position < len(self._events):
+                yield self._events[position]
+                position += 1
+            if self.finished:
+                return
+            await news.wait()
+
+    def on_end(self, callback: Callable[[Run], None]) -> None:
+        """Calls back when it has ended and everything was told."""
+        self._task.add_done_callback(lambda _: callback(self))
+
+    async def wait(self) -> None:
+        """Returns when the run has ended, however."""
+        await asyncio.shield(self._task)
+
+    async def stop(self, status: str = "cancelled") -> None:
+        """Ends it now; what was said stays. `failed` when it is the server that stops."""
+        self._ask_to_stop(status)
+        await self.wait()
+
+    def _ask_to_stop(self, status: str) -> None:
+        if not self.finished and self._end_asked is None:
+            self._end_asked = status
+            self._task.cancel()
+
+    def _emit(self, *events: Event) -> None:
+        for event in events:
+            self._events.append(event | {"sequence_number": len(self._events)})
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _work(self) -> None:
+        async with AsyncExitStack() as held:
+            try:
+                status = await self._outcome(held)
+            finally:
+                await self._stop_storing()
+            await self._end(status)
+
+    async def _outcome(self, held: AsyncExitStack) -> str:
+        """Does the work, and returns the status it ended with."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._queue()
+                await held.enter_async_context(self._turn_lock)
+                await self._admit()
+                await self._answer()
+            return "incomplete" if self._converter.incomplete_reason else "completed"
+        except asyncio.CancelledError:
+            await self._keep_what_was_said()
+            if self._end_asked != "cancelled":
+                self.failure = STOPPED
+            return self._end_asked or "failed"
+        except Exception as error:  # noqa: BLE001 - a run ends with its failure, whatever it is
+            self._fail(error)
+            await self._take_back()
+            return "failed"
+
+    def _start_storing(self) -> None:
+        if self.request.store and self._storing is None:
+            self._storing = asyncio.create_task(self._log.keep_up())
+            self._storing.add_done_callback(self._storing_ended)
+
+    async def _stop_storing(self) -> None:
+        if self._storing is not None:
+            self._storing.cancel()
+            await asyncio.gather(self._storing, return_exceptions=True)
+
+    def _storing_ended(self, storing: asyncio.Task[None]) -> None:
+        """The log ends by itself only when somebody else ended this run."""
+        if not storing.cancelled():
+            self._ask_to_stop("cancelled")
+
+    async def _queue(self) -> None:
+        """Makes a run that has to wait known to other processes, and its client go on."""
+        if not self._turn_lock.locked():
+            return
+        if self.request.store:
+            rows = await self._database.call(
+                "queue_run",
+                run_id=self.run_id,
+                session_id=self.request.session_id,
+                owner=self.request.owner,
+            )
+            if not rows:
+                raise SessionNotFoundError
+            self._start_storing()
+        self.received.set_result(None)
+
+    async def _admit(self) -> None:
+        request = self.request
+        if request.store:
+            self._turn = await admit(
+                self._database, request.session_id, request.owner, self.run_id, request.items
+            )
+        else:
+            self._turn = await look(
+                self._database, request.session_id, request.owner, request.items
+            )
+        self._start_storing()
+        self.status = "in_progress"
+        self._emit({"type": "response.in_progress", "response": self.response()})
+        if not self.received.done():
+            self.received.set_result(None)
+
+    async def _answer(self) -> None:
+        assert self._turn is not None  # noqa: S101 - admitted before
+        session = TurnSession(
+            self._session, self._turn.base, run_id=self.run_id, store=self.request.store
+        )
+        result = Runner.run_streamed(
+            self.request.agent,
+            self._turn.input,
+            context=self.request.context,
+            run_config=self.request.run_config,
+            session=session,
+        )
+        try:
+            async for event in result.stream_events():
+                self._emit(*self._converter.convert(event))
+        except BaseException:
+            await _stop_runner(result)
+            raise
+        finally:
+            self._usage = result.context_wrapper.usage
+
+    async def _keep_what_was_said(self) -> None:
+        self._emit(*self._converter.stop())
+        said = self._converter.cut_off()
+        if said and self.request.store:
+            try:
+                await self._session.append(said, run_id=self.run_id)
+            except DatabaseError as error:
+                self._fail(error)
+
+    async def _take_back(self) -> None:
+        """A turn that failed before a tool had started leaves the session as it was."""
+        self._emit(*self._converter.stop())
+        if self._turn is None or self._converter.tool_started or not self.request.store:
+            return
+        try:
+            await take_back(self._database, self.request.session_id, self.request.owner, self._turn)
+        except DatabaseError as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = describe(error)
+        if not self.received.done():
+            self.received.set_exception(error)
+            self.received.exception()  # seen: it is the failure too, and nobody may be waiting
+        _logger.warning("Run %s failed: %s", self.run_id, self.failure.code)
+        if self.failure.status == 500:
+            # Where, not what: the text of an exception may hold what users wrote.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            _logger.error("%s in the agent:\n%s", type(error).__name__, where)
+            _logger.debug("It says: %s", error)
+
+    async def _end(self, status: str) -> None:
+        """Stores the end, then tells it."""
+        self.status = status
+        final = {"type": _END_EVENTS[status], "response": self.response()}
+        if self.request.store:
+            try:
+                await self._log.finish(status, final | {"sequence_number": len(self._events)})
+            except DatabaseError as error:
+                self.status = "failed"
+                self._fail(error)
+                final = {"type": "response.failed", "response": self.response()}
+        if not self.received.done():
+            self.received.set_result(None)
+        self.finished = True
+        self._emit(final)
+
+
+async def _stop_runner(result: RunResultStreaming) -> None:
+    """Ends the Runner's own tasks, and waits until they are gone."""
+    result.cancel()
+    async for _ in result.stream_events():
+        continue

@@ -1,0 +1,75 @@
+"""The app: an agent, a database and a model, put together and served."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+
+from threadkeep.connect import connect
+from threadkeep.migrate import RELEASE
+from threadkeep.models import Models
+from threadkeep.runs import Runs
+from threadkeep.server import health, pages, responses, sessions
+from threadkeep.server.errors import add_error_handlers
+from threadkeep.server.guard import Guard
+from threadkeep.server.responses import CreateAgent, GetSessionId
+from threadkeep.settings import Settings
+
+
+def create_app(
+    create_agent: CreateAgent,
+    get_session_id: GetSessionId,
+    settings: Settings,
+    *,
+    page: bool = True,
+    on_progress: Callable[[str], None] = print,
+) -> FastAPI:
+    """Makes the app; it opens its database and loads its model when it starts.
+
+    Args:
+        create_agent: Makes the agent of a run, from what the run is about.
+        get_session_id: Tells the session of a request.
+        settings: Read from the environment.
+        page: Whether to serve the chat page.
+        on_progress: Told, in a line each, how the loading of the embedded model goes.
+
+    Raises:
+        SettingsError: A setting can't be used.
+        EmbeddedModelUnavailableError: The embedded model is asked for and can't be had.
+    """
+    models = Models(settings, on_progress)
+    app = FastAPI(
+        title="Threadkeep",
+        version=RELEASE,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.models = models
+    app.state.create_agent = create_agent
+    app.state.get_session_id = get_session_id
+    for part in (responses.router, sessions.router, health.router, pages.docs_router):
+        app.include_router(part)
+    if page:
+        app.include_router(pages.router)
+    add_error_handlers(app)
+    app.add_middleware(Guard, names=None if settings.behind_proxy else {settings.listen_host})
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    async with AsyncExitStack() as opened:
+        database = connect(settings.database_url)
+        opened.push_async_callback(database.close)
+        await database.open()
+        opened.push_async_callback(app.state.models.aclose)
+        await app.state.models.start()
+        runs = Runs(database, timeout=settings.task_timeout_seconds)
+        opened.push_async_callback(runs.aclose)
+        app.state.database, app.state.runs = database, runs
+        yield

@@ -1,0 +1,115 @@
+"""Errors as clients see them: `{"error": {"type", "code", "message", "param"}}`, never a trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from threadkeep.errors import ThreadkeepError
+from threadkeep.failures import Failure, describe
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    502: "model_error",
+    503: "service_unavailable",
+}
+
+_SENTENCES = {
+    "missing": "is missing",
+    "extra_forbidden": "is not supported here: set it in agent_server/agent.py, or leave it out",
+    "json_invalid": "is not valid JSON",
+    "model_attributes_type": "must be a JSON object",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "dict_type": "must be an object",
+    "list_type": "must be a list",
+}
+
+
+class RunFailedError(ThreadkeepError):
+    """The run that a client waited for has failed.
+
+    Args:
+        failure: Why.
+        run_id: The run, so that it can be looked up.
+    """
+
+    def __init__(self, failure: Failure, run_id: str) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.run_id = run_id
+
+
+def error_response(failure: Failure, **headers: str) -> JSONResponse:
+    """An error in the shape that all have."""
+    kind = _TYPES.get(failure.status)
+    kind = kind or ("invalid_request_error" if failure.status < 500 else "server_error")
+    error = {
+        "type": kind,
+        "code": failure.code,
+        "message": failure.message,
+        "param": failure.param,
+    }
+    return JSONResponse({"error": error}, failure.status, headers=headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Makes every error of an app come in that shape."""
+    app.add_exception_handler(ThreadkeepError, _threadkeep_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+
+
+async def _threadkeep_error(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, RunFailedError):
+        # The official client would ask again by itself, and pay for the same failure three times.
+        return error_response(
+            error.failure, **{"x-should-retry": "false", "x-response-id": error.run_id}
+        )
+    return error_response(describe(error))
+
+
+async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+    problem: dict[str, Any] = dict(error.errors()[0])
+    path = [part for part in problem["loc"] if part not in ("body", "query", "path")]
+    if problem["type"] == "json_invalid":
+        path = []
+    param = _dotted(path)
+    sentence = _SENTENCES.get(problem["type"]) or f"can't be used: {problem['msg']}"
+    message = f"{param or 'The body'} {sentence}."
+    return error_response(Failure(400, problem["type"], message, param or None))
+
+
+def _dotted(path: list[str | int]) -> str:
+    """`input[0].role`; the names of alternatives that pydantic adds are no fields."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "ConversationRef"):
+            text += f".{part}" if text else part
+    return text
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    codes = {404: "no_such_route", 405: "method_not_allowed", 413: "too_large"}
+    code = codes.get(error.status_code, "http_error")
+    return error_response(
+        Failure(error.status_code, code, f"{error.detail}."), **(error.headers or {})
+    )
+
+
+async def _unexpected_error(_: Request, error: Exception) -> JSONResponse:
+    return error_response(describe(error))

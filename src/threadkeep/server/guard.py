@@ -1,0 +1,110 @@
+"""What every request passes first, and every reply carries.
+
+- A server that has no users but the one at its keyboard answers only to its own names: a page of
+  another site can't reach it under a name of its own (DNS rebinding).
+- A browser says where a request comes from; other sites can't make it change anything.
+- A body has a size limit, whether it says its length or not.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from threadkeep.failures import Failure
+from threadkeep.server.errors import error_response
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""Of a request."""
+
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+_LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
+
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types threadkeep"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Guard:
+    """ASGI middleware that does it.
+
+    Args:
+        app: What comes behind.
+        names: The host names to answer to, besides those of this machine; None: to all.
+    """
+
+    def __init__(self, app: ASGIApp, names: set[str] | None) -> None:
+        self._app = app
+        self._names = None if names is None else names | _LOCAL_NAMES
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await error_response(refusal)(scope, receive, send_with_headers)
+        else:
+            await self._app(scope, _limited(receive), send_with_headers)
+
+    def _refusal(self, scope: Scope) -> Failure | None:
+        headers = Headers(scope=scope)
+        host = urlsplit(f"//{headers.get('host', '')}").hostname
+        if self._names is not None and host not in self._names:
+            return Failure(
+                403,
+                "unknown_host",
+                "This server answers to its own names only. Open it as localhost, or set HOST to "
+                "the name that you use.",
+            )
+        if scope["method"] not in _SAFE_METHODS and _from_another_site(headers, host):
+            return Failure(403, "cross_site", "Another site can't do this for you.")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+            return Failure(413, "too_large", _too_large())
+        return None
+
+
+def _from_another_site(headers: Headers, host: str | None) -> bool:
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).hostname != host
+
+
+def _too_large() -> str:
+    return f"The request is larger than {MAX_BODY_BYTES // 1024 // 1024} MiB. Send less at once."
+
+
+def _limited(receive: Receive) -> Receive:
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise HTTPException(413, _too_large().removesuffix("."))
+        return message
+
+    return limited

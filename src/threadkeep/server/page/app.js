@@ -1,0 +1,285 @@
+/**
+ * Threadkeep's chat page: joins the list of chats, the conversation and the composer.
+ * The server is the only memory: the address names the session, a reload asks for it again, and a
+ * run that is still going is followed from its first event.
+ */
+
+import {
+  Follower,
+  cancelResponse,
+  getSession,
+  listItems,
+  readiness,
+  send,
+} from "./api.js";
+import { plainText, problem } from "./answer.js";
+import { Composer } from "./composer.js";
+import { announce, byId, el } from "./dom.js";
+import { Sessions, opensElsewhere, setUpSidebar } from "./sidebar.js";
+import { Transcript } from "./transcript.js";
+
+const PROMPTS = [
+  "Compare SQLite and Postgres in a short table",
+  "Explain async and await with a small Python example",
+  "Help me plan a quiet weekend by the sea",
+];
+const ENDINGS = {
+  approval_required: "Waiting for an approval.",
+  max_output_tokens: "The answer was cut at the length limit.",
+};
+
+/** The chat on the screen. */
+class Chat {
+  #id = null;
+  #visit = 0; // grows with every chat opened: what was asked for an earlier one is dropped
+  #run = null; // {id, answer, text (the message), follower} while the agent answers
+  #unsent = null; // {text, key} of a message that may or may not have arrived
+  #transcript = new Transcript();
+  #composer = new Composer({ onSend: (text) => this.submit(text), onStop: () => this.#stop() });
+  #sessions = new Sessions({
+    onOpen: (id) => this.go(id),
+    onDeleted: (id) => id === this.#id && this.go(null),
+  });
+  #sidebar = setUpSidebar();
+
+  /** Opens a chat and makes it the page's address; null is a new one. */
+  go(id) {
+    if (id !== addressed()) history.pushState(null, "", address(id));
+    this.open(id);
+  }
+
+  /** Shows the chat that the address names. */
+  open(id) {
+    this.#leave();
+    this.#id = id;
+    this.#sidebar.closeOverlay();
+    this.#sessions.current = id;
+    this.#setTitle(id ? this.#sessions.get(id)?.title : null);
+    this.#composer.focus();
+    if (id) this.#load(id);
+    else this.#transcript.showInstead(greeting((text) => this.submit(text)));
+  }
+
+  /** Sends a message; when that fails the text is given back. */
+  async submit(text) {
+    const visit = this.#visit;
+    if (!this.#id) this.#transcript.clear();
+    this.#transcript.addUser(text);
+    const answer = this.#transcript.beginAnswer();
+    this.#composer.sending();
+    showProblem(null);
+    announce("The agent is answering.");
+    const key = this.#unsent?.text === text ? this.#unsent.key : newKey();
+    try {
+      const reply = await send(text, this.#id, key);
+      this.#unsent = null;
+      if (visit === this.#visit) this.#sent(reply, text, answer);
+    } catch (error) {
+      this.#unsent = { text, key };
+      if (visit === this.#visit) this.#notSent(error, text, answer);
+    }
+    this.#sessions.refresh();
+  }
+
+  /** Asks the list again, when the reader comes back to this page. */
+  refresh() {
+    this.#sessions.refresh();
+  }
+
+  #sent(reply, text, answer) {
+    const id = reply.custom_outputs.session_id;
+    if (!this.#id) {
+      this.#id = id;
+      history.replaceState(null, "", address(id));
+      this.#setTitle(text.slice(0, 80));
+      this.#sessions.current = id;
+      const now = Math.floor(Date.now() / 1000);
+      this.#sessions.put({ id, title: text.slice(0, 80), updated_at: now });
+    }
+    this.#follow(reply.id, answer, text);
+  }
+
+  #notSent(error, text, answer) {
+    this.#transcript.removeTurn(answer);
+    this.#composer.idle();
+    this.#composer.restore(text);
+    this.#composer.focus();
+    if (!this.#id) this.open(null);
+    showProblem(`Not sent. ${error.message}`);
+    announce("");
+  }
+
+  #leave() {
+    this.#visit += 1;
+    this.#run?.follower.close();
+    this.#run = null;
+    this.#composer.idle();
+    showProblem(null);
+    notice.show({ lost: false });
+    announce("");
+  }
+
+  async #load(id) {
+    const visit = this.#visit;
+    this.#transcript.showInstead(el("p", { className: "note late" }, "Loading…"));
+    try {
+      const [session, page] = await Promise.all([getSession(id), listItems(id)]);
+      if (visit === this.#visit) this.#show(session, page);
+    } catch (error) {
+      if (visit === this.#visit) this.#notLoaded(id, error);
+    }
+  }
+
+  #notLoaded(id, error) {
+    if (error.status === 404) {
+      this.#transcript.showInstead(problem("This chat doesn’t exist, or it was deleted."));
+    } else {
+      this.#transcript.showInstead(problem(error.message, () => this.open(id)));
+    }
+  }
+
+  #show(session, page) {
+    const active = session.active_response_id;
+    this.#sessions.put(session);
+    this.#setTitle(this.#sessions.get(session.id).title);
+    this.#transcript.show(this.#page(session.id, page, active));
+    if (!active) return;
+    const asked = page.data.find((item) => item.role === "user" && item.response_id === active);
+    this.#follow(active, this.#transcript.beginAnswer(), asked ? plainText(asked.content) : "");
+  }
+
+  /** A page of items as the transcript takes it, with the way to the page before it. */
+  #page(id, { data, has_more: more }, active) {
+    // What the running turn has stored so far comes again with its events.
+    const streamed = (item) => active && item.role !== "user" && item.response_id === active;
+    const items = data.filter((item) => !streamed(item)).toReversed();
+    const older = async () => this.#page(id, await listItems(id, data.at(-1).seq), active);
+    return { items, older: more ? older : null };
+  }
+
+  #follow(id, answer, text) {
+    this.#composer.running();
+    const follower = new Follower(id, {
+      onEvent: (event) => this.#event(event),
+      onConnection: (lost) => notice.show({ lost }),
+      onGap: (error) => (error ? this.#failed(error.message) : this.open(this.#id)),
+    });
+    this.#run = { id, answer, text, follower };
+  }
+
+  #failed(message) {
+    const { answer, text } = this.#run;
+    const retry = () => {
+      this.#transcript.removeTurn(answer);
+      this.submit(text);
+    };
+    answer.fail(message, text ? retry : null);
+    this.#ended("The answer failed.");
+  }
+
+  #event(event) {
+    const { answer } = this.#run;
+    const response = event.response;
+    if (event.type === "response.failed") {
+      this.#failed(response.error?.message ?? "The agent could not answer.");
+    } else if (event.type === "response.completed") {
+      answer.finish();
+      this.#ended("Answer finished.");
+    } else if (event.type === "response.incomplete" || event.type === "response.cancelled") {
+      const note = ENDINGS[response.incomplete_details?.reason] ?? "Stopped.";
+      answer.finish(note);
+      this.#ended(note);
+    } else {
+      answer.apply(event);
+    }
+  }
+
+  #ended(said) {
+    this.#run = null;
+    this.#composer.idle();
+    notice.show({ lost: false });
+    announce(said);
+    this.#sessions.put({ id: this.#id, active_response_id: null });
+    this.#sessions.refresh().then(() => this.#setTitle(this.#sessions.get(this.#id)?.title));
+  }
+
+  async #stop() {
+    const run = this.#run;
+    try {
+      await cancelResponse(run.id);
+    } catch (error) {
+      if (run !== this.#run) return;
+      this.#composer.running();
+      showProblem(`Not stopped. ${error.message}`);
+    }
+  }
+
+  #setTitle(title) {
+    byId("title").textContent = title || "New chat";
+    document.title = title ? `${title} · Threadkeep` : "Threadkeep";
+  }
+}
+
+function addressed() {
+  return new URLSearchParams(location.search).get("session");
+}
+
+function address(id) {
+  return id ? `?session=${encodeURIComponent(id)}` : "./";
+}
+
+/** crypto.randomUUID is missing where the page comes over plain HTTP from another machine. */
+function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function showProblem(message) {
+  byId("problem").replaceChildren(...(message ? [problem(message)] : []));
+}
+
+/** The one line above the composer that says what the page waits for. */
+class Notice {
+  #lost = false;
+  #waiting = "";
+
+  show({ lost = this.#lost, waiting = this.#waiting }) {
+    this.#lost = lost;
+    this.#waiting = waiting;
+    const text = lost ? "Connection lost. Trying again…" : waiting;
+    const element = byId("notice");
+    if (element.textContent !== text) element.textContent = text;
+  }
+}
+
+/** Asks each second, only until the server is ready. */
+async function watchReadiness() {
+  const { ready, loading, message } = await readiness();
+  if (ready) return notice.show({ waiting: "" });
+  const waiting = loading ? "The embedded model is loading…" : `Not ready yet. ${message}`;
+  notice.show({ waiting });
+  setTimeout(watchReadiness, 1000);
+}
+
+function greeting(onPrompt) {
+  const prompts = PROMPTS.map((text) => {
+    const button = el("button", { type: "button" }, text);
+    button.addEventListener("click", () => onPrompt(text));
+    return el("li", {}, button);
+  });
+  const words = el("h2", {}, "Hello. What’s on your mind?");
+  return el("div", { className: "greeting" }, words, el("ul", {}, ...prompts));
+}
+
+const notice = new Notice();
+const chat = new Chat();
+byId("new-chat").addEventListener("click", (event) => {
+  if (opensElsewhere(event)) return;
+  event.preventDefault();
+  chat.go(null);
+});
+addEventListener("popstate", () => chat.open(addressed()));
+addEventListener("pageshow", (event) => event.persisted && chat.open(addressed()));
+document.addEventListener("visibilitychange", () => document.hidden || chat.refresh());
+chat.open(addressed());
+watchReadiness();

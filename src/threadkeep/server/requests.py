@@ -1,0 +1,172 @@
+"""What a client may ask: the body of `POST /responses`, and the items of its input."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from agents import TResponseInputItem
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from threadkeep.errors import InvalidInputError
+from threadkeep.history import json_text
+
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "include": ([],),
+    "tool_choice": ("auto",),
+    "parallel_tool_calls": (True,),
+    "truncation": ("disabled", "auto"),
+    "top_logprobs": (0,),
+    "service_tier": ("auto", "default"),
+}
+_IGNORED = {
+    "stream_options",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "databricks_options",
+}
+_ROLES = ("user", "assistant", "system", "developer")
+_TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
+_OTHER_PARTS = ("input_image", "input_file", "input_audio")
+_OUTPUT_ONLY = ("id", "status")
+
+
+class ChatContext(BaseModel):
+    """MLflow's `context`: who talks, and in which conversation."""
+
+    model_config = ConfigDict(extra="allow")
+    conversation_id: str | None = None
+    user_id: str | None = None
+
+
+class ConversationRef(BaseModel):
+    """A conversation named by an object, as the Responses API has it."""
+
+    id: str
+
+
+class ResponsesRequest(BaseModel):
+    """The body of `POST /responses` and `POST /invocations`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    input: str | list[dict[str, Any]] = Field(
+        description="A text of the user, or items in Responses form.",
+        examples=[[{"role": "user", "content": "Hello, I live in SF!"}]],
+    )
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    background: bool = Field(False, description="Answer at once; poll or follow the run by its id.")
+    custom_inputs: dict[str, Any] | None = Field(
+        None, description="`session_id`: the session to go on with.", examples=[None]
+    )
+    context: ChatContext | None = None
+    conversation: str | ConversationRef | None = None
+    previous_response_id: str | None = None
+    model: str | None = Field(None, description="Taken and ignored: the agent has its model.")
+    metadata: dict[str, str] | None = None
+    store: bool = Field(True, description="false: nothing of this turn is kept.")
+    user: str | None = Field(None, description="Taken and ignored: a body can't say whose it is.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral_fields(cls, body: object) -> object:
+        """Takes fields of the Responses API as long as they change nothing here."""
+        if not isinstance(body, dict):
+            return body
+        return {
+            name: value
+            for name, value in body.items()
+            if not (name in _IGNORED or (value is None and name != "input"))
+            and not any(value == neutral for neutral in _NEUTRAL.get(name, ()))
+        }
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The id in `conversation`, in either of its forms."""
+        if isinstance(self.conversation, ConversationRef):
+            return self.conversation.id
+        return self.conversation
+
+
+def input_items(value: str | list[dict[str, Any]]) -> list[TResponseInputItem]:
+    """The items of an `input`, checked; ids of other people's making are left out.
+
+    Args:
+        value: As the request has it.
+
+    Raises:
+        InvalidInputError: An item can't be used; `param` says which.
+    """
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not value:
+        raise InvalidInputError("input is empty. Send a message.", param="input", code="empty")
+    return [_checked(item, f"input[{index}]") for index, item in enumerate(value)]
+
+
+def _checked(item: dict[str, Any], at: str) -> TResponseInputItem:
+    kind = item.get("type", "message")
+    if kind == "message":
+        _check_message(item, at)
+    elif kind == "function_call":
+        _check_texts(item, at, "call_id", "name", "arguments")
+    elif kind == "function_call_output":
+        _check_texts(item, at, "call_id")
+        if not isinstance(item.get("output"), (str, list)):
+            raise _wrong(f"{at}.output", "must be a string or a list of parts")
+    elif kind != "reasoning":
+        raise InvalidInputError(
+            f"{at}.type is not one that can be sent here: use message, function_call, "
+            "function_call_output or reasoning.",
+            param=f"{at}.type",
+            code="unsupported_item",
+        )
+    if json_text(item).isascii() and _has_surrogates(item):
+        raise _wrong(at, "holds half of a surrogate pair, which is no character")
+    if kind == "reasoning":
+        return cast(TResponseInputItem, item)
+    return cast(TResponseInputItem, {k: v for k, v in item.items() if k not in _OUTPUT_ONLY})
+
+
+def _check_message(item: dict[str, Any], at: str) -> None:
+    if item.get("role") not in _ROLES:
+        raise _wrong(f"{at}.role", f"must be one of {', '.join(_ROLES)}")
+    content = item.get("content")
+    if isinstance(content, list):
+        for index, part in enumerate(content):
+            _check_part(part, f"{at}.content[{index}]")
+    elif not isinstance(content, str):
+        raise _wrong(f"{at}.content", "must be a string or a list of parts")
+    if not content:
+        raise InvalidInputError(
+            f"{at}.content is empty. Write something.", param=f"{at}.content", code="empty"
+        )
+
+
+def _check_part(part: object, at: str) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in _TEXT_PARTS:
+        name = "refusal" if kind == "refusal" else "text"
+        _check_texts(cast(dict[str, Any], part), at, name)
+    elif kind not in _OTHER_PARTS:
+        kinds = ", ".join((*_TEXT_PARTS, *_OTHER_PARTS))
+        raise _wrong(f"{at}.type", f"must be one of {kinds}")
+
+
+def _check_texts(values: dict[str, Any], at: str, *names: str) -> None:
+    for name in names:
+        if not isinstance(values.get(name), str):
+            raise _wrong(f"{at}.{name}", "must be a string")
+
+
+def _has_surrogates(value: object) -> bool:
+    if isinstance(value, str):
+        return any("\ud800" <= c <= "\udfff" for c in value)
+    if isinstance(value, dict):
+        return any(_has_surrogates(part) for pair in value.items() for part in pair)
+    return isinstance(value, list) and any(_has_surrogates(part) for part in value)
+
+
+def _wrong(param: str, what: str) -> InvalidInputError:
+    return InvalidInputError(f"{param} {what}.", param=param, code="invalid_type")

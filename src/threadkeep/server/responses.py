@@ -1,0 +1,124 @@
+"""The Responses API: ask, follow, poll, stop. MLflow calls the same thing `/invocations`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from agents import Agent, RunConfig
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from threadkeep.history import check_id
+from threadkeep.run import Run, RunRequest
+from threadkeep.server.errors import RunFailedError
+from threadkeep.server.identity import owner_of
+from threadkeep.server.requests import ResponsesRequest, input_items
+from threadkeep.server.sse import event_stream, with_html
+
+router = APIRouter(tags=["responses"])
+
+Owner = Annotated[str, Depends(owner_of)]
+
+
+@dataclass(frozen=True)
+class AgentContext:
+    """What one run is about: given to `create_agent`, and to tools as the SDK's context.
+
+    Args:
+        session_id: The conversation.
+        owner: Whose it is; None when the server has one user only.
+        request: What the client sent.
+    """
+
+    session_id: str
+    owner: str | None
+    request: ResponsesRequest
+
+
+CreateAgent = Callable[[AgentContext], Agent[Any]]
+GetSessionId = Callable[[ResponsesRequest], str]
+
+
+@router.post("/responses", response_model=None)
+@router.post("/invocations", response_model=None)
+async def create_response(
+    body: ResponsesRequest, request: Request, owner: Owner
+) -> Response | dict[str, Any]:
+    """Runs a turn: waits for the answer, streams it (`stream`), or returns at once (`background`).
+
+    The session is that of `custom_inputs.session_id`, `context.conversation_id`, `conversation` or
+    `previous_response_id`, else a new one; the reply names it in `custom_outputs.session_id`.
+    """
+    run = await _start(body, request, owner)
+    if body.stream:
+        return event_stream(run.follow())
+    if body.background:
+        return run.response()
+    await run.wait()
+    if run.failure is not None:
+        raise RunFailedError(run.failure, run.run_id)
+    return JSONResponse(run.response())
+
+
+@router.get("/responses/{response_id}", response_model=None)
+async def get_response(
+    response_id: str,
+    request: Request,
+    owner: Owner,
+    stream: Annotated[bool, Query(description="Follow its events.")] = False,
+    starting_after: Annotated[
+        int | None, Query(ge=0, description="Leave out events up to this sequence number.")
+    ] = None,
+    html: Annotated[bool, Query(description="Add to text deltas how the page shows them.")] = False,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response | dict[str, Any]:
+    """The run as it stands, or its events from any point on. After the last event: 204."""
+    runs = request.app.state.runs
+    if not stream:
+        return JSONResponse(await runs.response(response_id, owner))
+    after = -1 if starting_after is None else starting_after
+    if last_event_id is not None and last_event_id.isdecimal():
+        after = int(last_event_id)
+    ended_at = await runs.ended_at(response_id, owner)
+    if ended_at is not None and after >= ended_at:
+        return Response(status_code=204)
+    if html:
+        return event_stream(with_html(await runs.follow(response_id, owner, -1), after))
+    return event_stream(await runs.follow(response_id, owner, after))
+
+
+@router.post("/responses/{response_id}/cancel", response_model=None)
+async def cancel_response(response_id: str, request: Request, owner: Owner) -> dict[str, Any]:
+    """Stops a run. What was said stays in its session; one that has ended stays as it is."""
+    response: dict[str, Any] = await request.app.state.runs.cancel(response_id, owner)
+    return response
+
+
+async def _start(body: ResponsesRequest, request: Request, owner: str) -> Run:
+    state = request.app.state
+    items = input_items(body.input)
+    if body.previous_response_id is not None and body.conversation is None:
+        body.conversation = await state.runs.session_of(body.previous_response_id, owner)
+    session_id = check_id(state.get_session_id(body), "custom_inputs.session_id")
+    context = AgentContext(session_id, owner or None, body)
+    run: Run = state.runs.start(
+        RunRequest(
+            session_id=session_id,
+            owner=owner,
+            items=items,
+            agent=state.create_agent(context),
+            context=context,
+            # Traces would carry what users write to OpenAI, unasked.
+            run_config=RunConfig(model_provider=state.models, tracing_disabled=True),
+            model=state.models.name,
+            store=body.store,
+            background=body.background,
+            metadata=body.metadata or {},
+            previous_response_id=body.previous_response_id,
+        )
+    )
+    await asyncio.shield(run.received)
+    return run

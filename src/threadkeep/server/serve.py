@@ -1,0 +1,138 @@
+"""From the command line to a server: settings, checks, a banner, and uvicorn."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+from dotenv import load_dotenv
+from fastapi import FastAPI
+
+from threadkeep.connect import connect
+from threadkeep.errors import SettingsError, ThreadkeepError
+from threadkeep.migrate import RELEASE
+from threadkeep.server.identity import check_exposure
+from threadkeep.settings import Settings
+
+STOP_SECONDS = 5
+"""How long requests may go on when the server is told to stop."""
+
+
+def serve(
+    make_app: Callable[[], FastAPI],
+    import_name: str,
+    folder: Path,
+    arguments: Sequence[str] | None = None,
+    *,
+    page: bool = True,
+) -> None:
+    """Runs a server until it is stopped. Exits with 2 and one line when it can't start.
+
+    Args:
+        make_app: Makes the app.
+        import_name: Where `make_app` is found by other processes, for `--reload` and `--workers`.
+        folder: Of the app: its `.env` is read, and it is watched by `--reload`.
+        arguments: Of the command line.
+        page: Whether the app has a page, for the banner.
+    """
+    load_dotenv(folder / ".env")
+    options = _options(arguments)
+    for variable in ("host", "port", "workers"):
+        if getattr(options, variable) is not None:
+            os.environ[variable.upper()] = str(getattr(options, variable))
+    if options.port is not None:
+        os.environ.pop("DATABRICKS_APP_PORT", None)
+    try:
+        settings = Settings.read(os.environ)
+        check_exposure(settings)
+        asyncio.run(_check_database(settings))
+        app = make_app()
+        listener = _listen(settings)
+    except ThreadkeepError as error:
+        sys.exit(_give_up(str(error)))
+    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
+    _print_banner(settings, app, listener, page)
+    with listener:
+        _run(app, import_name, folder, options.reload, settings, listener)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Serves the agent in agent_server/agent.py.")
+    parser.add_argument("--host", help="address to listen on (HOST)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0 for any (PORT)")
+    parser.add_argument("--workers", type=int, help="how many processes (WORKERS)")
+    parser.add_argument("--reload", action="store_true", help="start anew when a file changes")
+    return parser.parse_args(arguments)
+
+
+async def _check_database(settings: Settings) -> None:
+    database = connect(settings.database_url)
+    try:
+        await database.open()
+    finally:
+        await database.close()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    host, port = settings.listen_host, settings.listen_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"Can't listen on {host} port {port}: {error.strerror}. "
+            "Choose another with --port, or --port 0 for any."
+        ) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _give_up(message: str) -> int:
+    print(f"start-app: {message}", file=sys.stderr)
+    return 2
+
+
+def _print_banner(settings: Settings, app: FastAPI, listener: socket.socket, page: bool) -> None:
+    host, port = settings.listen_host, listener.getsockname()[1]
+    shown = "localhost" if host in ("127.0.0.1", "0.0.0.0") else host  # noqa: S104
+    print(
+        f"Threadkeep {RELEASE}\n"
+        f"  {'Page ' if page else 'API  '}     http://{shown}:{port}\n"
+        f"  Database  {connect(settings.database_url).description}\n"
+        f"  Model     {app.state.models.name}",
+        flush=True,
+    )
+
+
+def _run(
+    app: FastAPI,
+    import_name: str,
+    folder: Path,
+    reload: bool,
+    settings: Settings,
+    listener: socket.socket,
+) -> None:
+    several = reload or settings.workers > 1
+    uvicorn.run(
+        import_name if several else app,
+        factory=several,
+        fd=listener.fileno(),
+        reload=reload,
+        reload_dirs=[str(folder)] if reload else None,
+        workers=settings.workers,
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=settings.log_level == "DEBUG",
+        timeout_graceful_shutdown=STOP_SECONDS,
+        server_header=False,
+    )

@@ -1,0 +1,71 @@
+"""Events on the wire: server-sent events, as the Responses API frames them.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.responses import StreamingResponse
+
+from threadkeep.history import json_text
+from threadkeep.response_events import Event
+from threadkeep.server.markdown import StreamRenderer
+
+PING_SECONDS = 15.0
+"""How often a silent stream says that it is alive, so that no proxy closes it."""
+
+
+def event_stream(events: AsyncIterator[Event]) -> StreamingResponse:
+    """The reply that streams events and ends with `[DONE]`."""
+    return StreamingResponse(
+        _frames(events),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
+
+
+async def with_html(events: AsyncIterator[Event], after: int) -> AsyncIterator[Event]:
+    """Adds to each text delta how the rendered text changed: `html: {from, blocks}`.
+
+    Args:
+        events: From the first on: what was said before is needed to render what comes.
+        after: Events up to this sequence number are left out of the result.
+    """
+    renderers: dict[tuple[str, int], StreamRenderer] = {}
+    async for event in events:
+        if event["type"] == "response.output_text.delta":
+            key = (event["item_id"], event["content_index"])
+            start, blocks = renderers.setdefault(key, StreamRenderer()).feed(event["delta"])
+            event = event | {"html": {"from": start, "blocks": blocks}}
+        if event["sequence_number"] > after:
+            yield event
+
+
+async def _frames(events: AsyncIterator[Event]) -> AsyncIterator[str]:
+    async for event in _with_pings(events):
+        if event is None:
+            yield ": ping\n\n"
+        else:
+            yield f"id: {event['sequence_number']}\ndata: {json_text(event)}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+async def _with_pings(events: AsyncIterator[Event]) -> AsyncIterator[Event | None]:
+    """The events, with a None whenever none came for a while."""
+    coming = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({coming}, timeout=PING_SECONDS)
+            if not done:
+                yield None
+                continue
+            event = coming.result()
+            if event is None:
+                return
+            coming = asyncio.ensure_future(anext(events, None))
+            yield event
+    finally:
+        coming.cancel()

@@ -1,0 +1,291 @@
+"""The Agents SDK's Session over any Database.
+
+A session is an ordered list of items under a `session_id`, with an owner. It is made by its first
+item. Appends are all or nothing; every other change names the state it was decided on and is tried
+again when somebody else came first, so no concurrent change is ever lost or undone.
+
+Source of the contract: https://openai.github.io/openai-agents-python/sessions/
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Any, Self
+
+from agents import RunContextWrapper, SessionSettings, TResponseInputItem
+
+from threadkeep.connect import default_url, hold, release
+from threadkeep.database import Database
+from threadkeep.errors import ClosedError, InvalidInputError, SessionNotFoundError
+from threadkeep.history import (
+    cache_of,
+    check_id,
+    decode_item,
+    encode_items,
+    read_history,
+)
+
+TITLE_LENGTH = 80
+"""Of a title made from the first message, in characters."""
+
+NEWEST = 2**62
+"""A seq above every other."""
+
+_NOT_IN_TITLES = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+class Session:
+    """Conversation history that lasts, as the Agents SDK's Runner takes it.
+
+    Args:
+        session_id: The conversation; 1 to 512 characters.
+        database: Where it is kept: a Database, or the URL of one. By default what
+            `DATABASE_URL` names, else `sqlite:///./threadkeep.db`.
+        owner: Whose it is. Without one it is nobody's, and nobody with an owner sees it.
+        session_settings: The SDK's settings, or a dict of them: `limit`, the newest so many items
+            that a run gets.
+
+    Raises:
+        InvalidInputError: An argument can't be used.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        *,
+        database: Database | str | None = None,
+        owner: str | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> None:
+        self.session_id = check_id(session_id, "session_id")
+        self._owner = "" if owner is None else check_id(owner, "owner")
+        self.session_settings = session_settings
+        if database is None or isinstance(database, str):
+            database = hold(database or default_url(), self)
+        self._database: Database | None = database
+
+    @classmethod
+    def from_url(
+        cls,
+        session_id: str,
+        *,
+        url: str,
+        owner: str | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> Self:
+        """A session in the database of a URL; sessions of one URL share its resources.
+
+        Args:
+            session_id: The conversation.
+            url: `sqlite:///relative/path`, `sqlite:////absolute/path` or `sqlite://` (in memory).
+            owner: Whose it is.
+            session_settings: As for the class.
+
+        Raises:
+            SettingsError: The URL is not of a kind we know.
+        """
+        return cls(session_id, database=url, owner=owner, session_settings=session_settings)
+
+    @property
+    def session_settings(self) -> SessionSettings | None:
+        """The SDK's settings of this session. A dict may be assigned."""
+        return self._settings
+
+    @session_settings.setter
+    def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
+        if isinstance(value, dict):
+            try:
+                value = SessionSettings(**value)
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError(
+                    "session_settings must have the fields of agents.SessionSettings: limit.",
+                    param="session_settings",
+                ) from error
+        self._settings = value
+
+    async def get_items(
+        self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> list[TResponseInputItem]:
+        """The newest items, in order; fresh objects that the caller may change.
+
+        Args:
+            limit: How many at most. None: the settings' limit, else all.
+            wrapper: The run's context; the Runner passes it.
+
+        Raises:
+            SessionNotFoundError: The session is another owner's.
+            DatabaseError: It could not be read.
+        """
+        limit = self._limit(limit)
+        if limit == 0:
+            return []
+        database = self._open_database()
+        if limit is not None and not cache_of(database).get(self.session_id, self._owner).count:
+            newest = await self._read_newest(database, limit)
+            if newest is not None:
+                return newest
+        history = await read_history(database, self.session_id, self._owner)
+        return history.items(limit)
+
+    async def add_items(
+        self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> None:
+        """Appends items, all or none.
+
+        Args:
+            items: JSON objects; they come back equal.
+            wrapper: The run's context; the Runner passes it.
+
+        Raises:
+            InvalidInputError: An item can't be stored; nothing was written.
+            SessionNotFoundError: The session is another owner's; nothing was written.
+            DatabaseError: Nothing was written.
+        """
+        await self.append(items)
+
+    async def append(self, items: list[TResponseInputItem], *, run_id: str | None = None) -> None:
+        """Appends items, all or none, as `add_items` does.
+
+        Args:
+            items: JSON objects.
+            run_id: The run they belong to.
+        """
+        encoded = encode_items(items)
+        if not encoded:
+            return
+        rows = await self._open_database().call(
+            "append_items",
+            session_id=self.session_id,
+            owner=self._owner,
+            items=encoded,
+            title=title_of(items),
+            run_id=run_id,
+            new_epoch=new_epoch(),
+        )
+        if not rows[0]["owned"]:
+            raise SessionNotFoundError
+
+    async def pop_item(
+        self, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> TResponseInputItem | None:
+        """Removes and returns the newest readable item; None when there is none.
+
+        Raises:
+            SessionNotFoundError: The session is another owner's.
+            DatabaseError: Nothing was removed.
+        """
+        while True:
+            history = await read_history(self._open_database(), self.session_id, self._owner)
+            seq = history.last_seq()
+            if seq is None:
+                return None
+            changed = await self._change(
+                "remove_item", item_seq=seq, epoch=history.position.epoch, seq=history.position.seq
+            )
+            if changed:
+                return history.items(1)[0]
+
+    async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:
+        """Removes every item; the session itself stays.
+
+        Raises:
+            SessionNotFoundError: The session is another owner's.
+            DatabaseError: Nothing was removed.
+        """
+        while True:
+            rows = await self._open_database().call(
+                "read_latest_items",
+                session_id=self.session_id,
+                owner=self._owner,
+                before=0,
+                limit=1,
+            )
+            if not rows:
+                return
+            if not rows[0]["owned"]:
+                raise SessionNotFoundError
+            if await self._change("cut_items", keep=0, epoch=rows[0]["epoch"], seq=rows[0]["head"]):
+                return
+
+    async def close(self) -> None:
+        """Gives up this session's hold on the database, which closes with its last session.
+
+        A Database that was given to it stays open. Calling it twice is harmless.
+        """
+        database, self._database = self._database, None
+        if database is not None:
+            await release(database, self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def _open_database(self) -> Database:
+        if self._database is None:
+            raise ClosedError("This session was closed. Make a new Session to go on.")
+        return self._database
+
+    def _limit(self, limit: int | None) -> int | None:
+        if limit is None and self._settings is not None:
+            limit = self._settings.limit
+        if limit is not None and limit < 0:
+            raise InvalidInputError("limit must be 0 or more.", param="limit")
+        return limit
+
+    async def _read_newest(self, database: Database, limit: int) -> list[TResponseInputItem] | None:
+        """The newest items without the rest; None when damage among them asks for a full read."""
+        rows = await database.call(
+            "read_latest_items",
+            session_id=self.session_id,
+            owner=self._owner,
+            before=NEWEST,
+            limit=limit,
+        )
+        if rows and not rows[0]["owned"]:
+            raise SessionNotFoundError
+        items: list[Any] = [
+            decode_item(row["data"]) for row in reversed(rows) if row["seq"] is not None
+        ]
+        return None if None in items else items
+
+    async def _change(self, statement: str, *, epoch: int, seq: int, **values: int) -> bool:
+        """Runs a change decided on a state; False when that state is gone, to decide anew."""
+        rows = await self._open_database().call(
+            statement,
+            session_id=self.session_id,
+            owner=self._owner,
+            epoch=epoch,
+            seq=seq,
+            new_epoch=new_epoch(),
+            **values,
+        )
+        return bool(rows)
+
+
+def new_epoch() -> int:
+    """A random 63-bit number: the next epoch of a session."""
+    return secrets.randbits(63)
+
+
+def title_of(items: list[TResponseInputItem]) -> str | None:
+    """A title made from the first text a user wrote, on one line; None when there is none."""
+    for item in items:
+        if item.get("role") == "user":
+            words = _NOT_IN_TITLES.sub(" ", text_of(item.get("content"))).split()
+            text = " ".join(words)
+            if text:
+                return text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "…"
+    return None
+
+
+def text_of(content: object) -> str:
+    """The text of a message's content, whether it is a string or a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = (part.get("text") for part in content if isinstance(part, dict))
+    return "\n".join(text for text in texts if isinstance(text, str))

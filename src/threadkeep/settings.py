@@ -1,0 +1,69 @@
+"""Every setting, read once from the environment, in one place.
+
+`.env.example` lists them for people; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from threadkeep.connect import DEFAULT_URL
+from threadkeep.errors import SettingsError
+
+
+class Settings(BaseModel):
+    """The settings of a server. Each field is read from the variable that its alias names."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    database_url: str = Field(DEFAULT_URL, alias="DATABASE_URL")
+    agent_model: str | None = Field(None, alias="AGENT_MODEL")
+    openai_api_key: str | None = Field(None, alias="OPENAI_API_KEY", repr=False)
+    openai_base_url: str | None = Field(None, alias="OPENAI_BASE_URL")
+    openai_api: Literal["chat_completions", "responses"] | None = Field(None, alias="OPENAI_API")
+    databricks_app_port: int | None = Field(None, alias="DATABRICKS_APP_PORT", ge=0, le=65535)
+    port: int = Field(8000, alias="PORT", ge=0, le=65535)
+    host: str | None = Field(None, alias="HOST")
+    workers: int = Field(1, alias="WORKERS", ge=1, le=64)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
+    task_timeout_seconds: float = Field(3600, alias="TASK_TIMEOUT_SECONDS", gt=0)
+    databricks_app_name: str | None = Field(None, alias="DATABRICKS_APP_NAME")
+    trust_proxy_headers: bool = Field(False, alias="THREADKEEP_TRUST_PROXY_HEADERS")
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Self:
+        """Reads the settings; a variable that is empty counts as not set.
+
+        Args:
+            environment: Values by name, as `os.environ` holds them.
+
+        Raises:
+            SettingsError: One of them can't be used; says which, and what it may be.
+        """
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        values = {name: environment[name] for name in names if environment.get(name)}
+        if "LOG_LEVEL" in values:
+            values["LOG_LEVEL"] = values["LOG_LEVEL"].upper()
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problem = error.errors(include_input=False)[0]
+            raise SettingsError(f"{problem['loc'][0]}: {problem['msg']}.") from error
+
+    @property
+    def listen_host(self) -> str:
+        """The address to listen on: all of them in a Databricks App, else this machine's own."""
+        return self.host or ("0.0.0.0" if self.databricks_app_name else "127.0.0.1")  # noqa: S104
+
+    @property
+    def listen_port(self) -> int:
+        """The port to listen on; 0 takes any that is free."""
+        return self.port if self.databricks_app_port is None else self.databricks_app_port
+
+    @property
+    def behind_proxy(self) -> bool:
+        """Whether a proxy in front says who the user is, and clients can't say it themselves."""
+        return self.trust_proxy_headers or self.databricks_app_name is not None

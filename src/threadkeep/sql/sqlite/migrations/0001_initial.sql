@@ -1,0 +1,52 @@
+-- Times are integers: milliseconds since 1970, by the database's clock.
+CREATE VIEW clock AS
+SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) AS now;
+
+-- owner '' is nobody's: what one person alone on a laptop makes.
+-- epoch is random and new after every change that is not an append; seq is that of the newest item.
+CREATE TABLE sessions (
+  session_id TEXT NOT NULL PRIMARY KEY,
+  owner TEXT NOT NULL,
+  title TEXT,
+  metadata TEXT NOT NULL DEFAULT '{}',
+  epoch INTEGER NOT NULL,
+  seq INTEGER NOT NULL DEFAULT 0 CHECK (seq >= 0),
+  run_id TEXT,
+  parent_session_id TEXT,
+  created_at INTEGER NOT NULL,
+  updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX sessions_by_owner ON sessions (owner, updated_at DESC, session_id DESC);
+
+-- Clustered by session, so that a history is read in one sweep. seq is dense: 1..sessions.seq.
+CREATE TABLE items (
+  session_id TEXT NOT NULL,
+  seq INTEGER NOT NULL CHECK (seq > 0),
+  data TEXT NOT NULL,
+  run_id TEXT,
+  created_at INTEGER NOT NULL,
+  PRIMARY KEY (session_id, seq)
+) STRICT, WITHOUT ROWID;
+
+-- heartbeat_at is renewed by the process at work; a run without one for long has lost its process.
+CREATE TABLE runs (
+  run_id TEXT NOT NULL PRIMARY KEY,
+  session_id TEXT NOT NULL,
+  owner TEXT NOT NULL,
+  status TEXT NOT NULL
+    CHECK (status IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled', 'incomplete')),
+  cancel_requested INTEGER NOT NULL DEFAULT 0,
+  heartbeat_at INTEGER NOT NULL,
+  created_at INTEGER NOT NULL,
+  finished_at INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX runs_by_session ON runs (session_id);
+
+CREATE TABLE run_events (
+  run_id TEXT NOT NULL,
+  seq INTEGER NOT NULL,
+  data TEXT NOT NULL,
+  PRIMARY KEY (run_id, seq)
+) STRICT, WITHOUT ROWID;

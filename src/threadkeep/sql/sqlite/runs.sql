@@ -1,0 +1,87 @@
+-- Runs and their streamed events.
+
+-- name: queue_run
+-- Stores a run that waits for its session. No row: the session is somebody else's.
+INSERT INTO runs (run_id, session_id, owner, status, heartbeat_at, created_at)
+SELECT :run_id, :session_id, :owner, 'queued', now, now FROM clock
+WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owner <> :owner)
+RETURNING run_id;
+
+-- name: begin_turn
+-- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
+-- read_items does. `busy` = 1: another run that is alive has the session, and nothing was written.
+INSERT INTO sessions (session_id, owner, epoch, created_at, updated_at)
+SELECT :session_id, :owner, :new_epoch, now, now FROM clock WHERE true
+ON CONFLICT (session_id) DO NOTHING;
+UPDATE sessions
+SET seq = seq + json_array_length(:items),
+    run_id = :run_id,
+    title = coalesce(title, :title),
+    updated_at = (SELECT now FROM clock)
+WHERE session_id = :session_id AND owner = :owner
+  AND NOT EXISTS (
+    SELECT 1 FROM runs r, clock c
+    WHERE r.run_id = sessions.run_id AND r.status = 'in_progress'
+      AND r.heartbeat_at > c.now - :stale_after);
+INSERT INTO runs (run_id, session_id, owner, status, heartbeat_at, created_at)
+SELECT :run_id, s.session_id, s.owner, 'in_progress', s.updated_at, s.updated_at
+FROM sessions s WHERE s.session_id = :session_id AND s.run_id = :run_id
+ON CONFLICT (run_id) DO UPDATE SET status = 'in_progress';
+INSERT INTO items (session_id, seq, data, run_id, created_at)
+SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
+FROM sessions s, json_each(:items) j
+WHERE s.session_id = :session_id AND s.run_id = :run_id;
+SELECT s.epoch, s.seq AS head, s.owner = :owner AS owned, s.run_id IS NOT :run_id AS busy,
+       b.base, i.seq, i.data, i.created_at
+FROM sessions s
+JOIN (SELECT CASE WHEN EXISTS (
+        SELECT 1 FROM sessions t JOIN items k ON k.session_id = t.session_id AND k.seq = :seq
+        WHERE t.session_id = :session_id AND t.epoch = :epoch AND k.created_at = :tag)
+      THEN :seq ELSE 0 END AS base) b
+LEFT JOIN items i
+  ON i.session_id = s.session_id AND i.seq > b.base AND s.owner = :owner AND s.run_id = :run_id
+WHERE s.session_id = :session_id
+ORDER BY i.seq;
+
+-- name: add_run_events
+-- Stores events of a run that is still this process's, as a sign of life too. No row: it was lost.
+INSERT OR IGNORE INTO run_events (run_id, seq, data)
+SELECT r.run_id, :first_seq + j.key, j.value
+FROM runs r, json_each(:events) j
+WHERE r.run_id = :run_id AND r.status IN ('queued', 'in_progress');
+UPDATE runs SET heartbeat_at = (SELECT now FROM clock)
+WHERE run_id = :run_id AND status IN ('queued', 'in_progress')
+RETURNING cancel_requested;
+
+-- name: finish_run
+-- Stores the last events of a run with its end, and gives its session free.
+INSERT OR IGNORE INTO run_events (run_id, seq, data)
+SELECT r.run_id, :first_seq + j.key, j.value
+FROM runs r, json_each(:events) j
+WHERE r.run_id = :run_id AND r.status IN ('queued', 'in_progress');
+UPDATE sessions SET run_id = NULL
+WHERE session_id = (SELECT r.session_id FROM runs r WHERE r.run_id = :run_id) AND run_id = :run_id;
+UPDATE runs SET status = :status, finished_at = (SELECT now FROM clock)
+WHERE run_id = :run_id AND status IN ('queued', 'in_progress')
+RETURNING status;
+
+-- name: get_run
+-- One run of an owner; `lost` = 1 when its process gave no sign of life for `stale_after` ms.
+SELECT run_id, session_id, status, created_at, finished_at,
+       status IN ('queued', 'in_progress')
+         AND heartbeat_at <= (SELECT now FROM clock) - :stale_after AS lost,
+       (SELECT max(e.seq) FROM run_events e WHERE e.run_id = r.run_id) AS last_seq
+FROM runs r WHERE run_id = :run_id AND owner = :owner;
+
+-- name: read_run_events
+-- The events of an owner's run after a given one, in order.
+SELECT e.seq, e.data
+FROM runs r JOIN run_events e ON e.run_id = r.run_id AND e.seq > :after
+WHERE r.run_id = :run_id AND r.owner = :owner
+ORDER BY e.seq;
+
+-- name: request_cancel
+-- Asks whichever process has the run to stop it.
+UPDATE runs SET cancel_requested = 1
+WHERE run_id = :run_id AND owner = :owner AND status IN ('queued', 'in_progress')
+RETURNING run_id;

@@ -1,0 +1,128 @@
+-- Sessions and their items. A named statement is run in one transaction; its result is that of its
+-- last query. Each says by its rows what it did: no row of a session means that there is none,
+-- `owned` = 0 that it is somebody else's and nothing was changed.
+
+-- name: append_items
+-- Stores items behind the newest one; makes the session if it is new.
+INSERT INTO sessions (session_id, owner, epoch, created_at, updated_at)
+SELECT :session_id, :owner, :new_epoch, now, now FROM clock WHERE true
+ON CONFLICT (session_id) DO NOTHING;
+UPDATE sessions
+SET seq = seq + json_array_length(:items),
+    title = coalesce(title, :title),
+    updated_at = (SELECT now FROM clock)
+WHERE session_id = :session_id AND owner = :owner;
+INSERT INTO items (session_id, seq, data, run_id, created_at)
+SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
+FROM sessions s, json_each(:items) j
+WHERE s.session_id = :session_id AND s.owner = :owner;
+SELECT epoch, seq, owner = :owner AS owned FROM sessions WHERE session_id = :session_id;
+
+-- name: read_items
+-- What came after (epoch, seq); everything when the epoch moved, or when the item at seq is another
+-- one than was read (its time differs: the database was set back). `base` says after which seq.
+SELECT s.epoch, s.seq AS head, s.owner = :owner AS owned, b.base, i.seq, i.data, i.created_at
+FROM sessions s
+JOIN (SELECT CASE WHEN EXISTS (
+        SELECT 1 FROM sessions t JOIN items k ON k.session_id = t.session_id AND k.seq = :seq
+        WHERE t.session_id = :session_id AND t.epoch = :epoch AND k.created_at = :tag)
+      THEN :seq ELSE 0 END AS base) b
+LEFT JOIN items i ON i.session_id = s.session_id AND i.seq > b.base AND s.owner = :owner
+WHERE s.session_id = :session_id
+ORDER BY i.seq;
+
+-- name: read_latest_items
+-- The newest items, newest first.
+SELECT s.epoch, s.seq AS head, s.owner = :owner AS owned, i.seq, i.data, i.created_at, i.run_id
+FROM sessions s
+LEFT JOIN items i ON i.session_id = s.session_id AND i.seq <= :before AND s.owner = :owner
+WHERE s.session_id = :session_id
+ORDER BY i.seq DESC
+LIMIT :limit;
+
+-- name: read_first_items
+-- The items after a given one, oldest first.
+SELECT s.epoch, s.seq AS head, s.owner = :owner AS owned, i.seq, i.data, i.created_at, i.run_id
+FROM sessions s
+LEFT JOIN items i ON i.session_id = s.session_id AND i.seq > :after AND s.owner = :owner
+WHERE s.session_id = :session_id
+ORDER BY i.seq
+LIMIT :limit;
+
+-- name: cut_items
+-- Removes every item after seq `keep`, if nothing changed since (epoch, seq) was read.
+DELETE FROM items
+WHERE session_id = :session_id AND seq > :keep
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.owner = :owner
+              AND s.epoch = :epoch AND s.seq = :seq);
+UPDATE sessions
+SET seq = min(seq, :keep), epoch = :new_epoch, updated_at = (SELECT now FROM clock)
+WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
+RETURNING epoch, seq;
+
+-- name: remove_item
+-- Removes one item and closes the gap, if nothing changed since (epoch, seq) was read.
+DELETE FROM items
+WHERE session_id = :session_id AND seq = :item_seq
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.owner = :owner
+              AND s.epoch = :epoch AND s.seq = :seq);
+UPDATE items SET seq = seq - 1
+WHERE session_id = :session_id AND seq > :item_seq
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.owner = :owner
+              AND s.epoch = :epoch AND s.seq = :seq);
+UPDATE sessions
+SET seq = seq - 1, epoch = :new_epoch, updated_at = (SELECT now FROM clock)
+WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
+RETURNING epoch, seq;
+
+-- name: branch_session
+-- Keeps the whole session as a fork under `fork_id`, then removes every item after seq `keep` here,
+-- if nothing changed since (epoch, seq) was read and no run that is alive has the session.
+INSERT INTO sessions
+  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at)
+SELECT :fork_id, owner, title, metadata, :fork_epoch, seq, session_id, created_at, updated_at
+FROM sessions
+WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
+  AND NOT EXISTS (
+    SELECT 1 FROM runs r, clock c
+    WHERE r.run_id = sessions.run_id AND r.status = 'in_progress'
+      AND r.heartbeat_at > c.now - :stale_after);
+INSERT INTO items (session_id, seq, data, run_id, created_at)
+SELECT f.session_id, i.seq, i.data, i.run_id, i.created_at
+FROM sessions f JOIN items i ON i.session_id = f.parent_session_id
+WHERE f.session_id = :fork_id AND f.parent_session_id = :session_id;
+DELETE FROM items
+WHERE session_id = :session_id AND seq > :keep
+  AND EXISTS (SELECT 1 FROM sessions f WHERE f.session_id = :fork_id);
+UPDATE sessions
+SET seq = min(seq, :keep), epoch = :new_epoch, updated_at = (SELECT now FROM clock)
+WHERE session_id = :session_id AND EXISTS (SELECT 1 FROM sessions f WHERE f.session_id = :fork_id)
+RETURNING epoch, seq;
+
+-- name: get_session
+-- One session of an owner, without its items.
+SELECT session_id, title, metadata, epoch, seq, run_id, parent_session_id, created_at, updated_at
+FROM sessions WHERE session_id = :session_id AND owner = :owner;
+
+-- name: list_sessions
+-- An owner's sessions, last changed first, from behind the one named (all when it is '').
+SELECT session_id, title, metadata, epoch, seq, run_id, parent_session_id, created_at, updated_at
+FROM sessions
+WHERE owner = :owner
+  AND (:after = '' OR (updated_at, session_id)
+       < (SELECT a.updated_at, a.session_id FROM sessions a
+          WHERE a.session_id = :after AND a.owner = :owner))
+ORDER BY owner, updated_at DESC, session_id DESC
+LIMIT :limit;
+
+-- name: delete_session
+-- Removes a session with all that belongs to it.
+DELETE FROM run_events WHERE run_id IN
+  (SELECT r.run_id FROM runs r JOIN sessions s ON s.session_id = r.session_id
+   WHERE s.session_id = :session_id AND s.owner = :owner);
+DELETE FROM runs WHERE session_id IN
+  (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
+DELETE FROM items WHERE session_id IN
+  (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
+DELETE FROM sessions WHERE session_id = :session_id AND owner = :owner
+RETURNING session_id;

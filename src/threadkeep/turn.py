@@ -1,0 +1,229 @@
+"""One turn: what of a request is new to its session, and the session the Runner works on.
+
+A request that holds an assistant or tool item is the client's whole view of the conversation. It is
+compared with what is stored from the start; what matches is not stored again. Input of user
+messages only is always new, even when a text repeats.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from agents import RunContextWrapper, SessionSettings, TResponseInputItem
+
+from threadkeep.errors import InvalidInputError
+from threadkeep.response_events import PLACEHOLDER_ID
+from threadkeep.session import Session, text_of
+
+_CALLERS = {"user", "system", "developer"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request means for its session.
+
+    Args:
+        keep: How many of the stored items stay.
+        new: The items to be stored behind them.
+    """
+
+    keep: int
+    new: list[TResponseInputItem]
+
+
+def plan_turn(stored: Sequence[TResponseInputItem], request: Sequence[TResponseInputItem]) -> Plan:
+    """Compares a request with the stored items.
+
+    Args:
+        stored: The readable items of the session, in order.
+        request: The items of the request; at least one.
+
+    Raises:
+        InvalidInputError: The request leaves nothing to answer, or a tool output has no call.
+    """
+    if not has_whole_view(request):
+        return Plan(len(stored), list(request))
+    _check_pairs(request)
+    tail = _tail_start(request)
+    matched, keep = _match(stored, request)
+    if matched > tail:
+        matched, keep = tail, _match(stored, request[:tail])[1]
+    return Plan(keep, list(request[matched:]))
+
+
+def has_whole_view(request: Sequence[TResponseInputItem]) -> bool:
+    """Whether a request holds what the agent said too, so that it tells the whole conversation."""
+    return not all(_is_callers(item) for item in request)
+
+
+def _is_callers(item: TResponseInputItem) -> bool:
+    return item.get("type", "message") == "message" and item.get("role") in _CALLERS
+
+
+def _is_tool(item: TResponseInputItem) -> bool:
+    return "call_id" in item
+
+
+def _tail_start(request: Sequence[TResponseInputItem]) -> int:
+    """Where the part begins that waits for an answer: behind the last thing a model said."""
+    for index in range(len(request) - 1, -1, -1):
+        if not _is_callers(request[index]) and not _is_output(request[index]):
+            if index == len(request) - 1:
+                raise InvalidInputError(
+                    "input ends with what the agent said, so there is nothing to answer. "
+                    "End it with a message of the user.",
+                    param="input",
+                    code="nothing_to_answer",
+                )
+            return index + 1
+    return 0
+
+
+def _is_output(item: TResponseInputItem) -> bool:
+    return str(item.get("type", "")).endswith("_output")
+
+
+def _check_pairs(request: Sequence[TResponseInputItem]) -> None:
+    """Every call has one output behind it, every output a call before it: no model takes less."""
+    waiting: dict[object, int] = {}
+    for index, item in enumerate(request):
+        if not _is_tool(item):
+            continue
+        if not _is_output(item):
+            waiting[item.get("call_id")] = index
+        elif waiting.pop(item.get("call_id"), None) is None:
+            raise InvalidInputError(
+                f"input[{index}] is the output of a call that does not stand before it. "
+                "Send the call with it.",
+                param=f"input[{index}]",
+                code="orphan_output",
+            )
+    for index in waiting.values():
+        raise InvalidInputError(
+            f"input[{index}] is a call without its output. Send the output behind it.",
+            param=f"input[{index}]",
+            code="orphan_call",
+        )
+
+
+def _match(
+    stored: Sequence[TResponseInputItem], request: Sequence[TResponseInputItem]
+) -> tuple[int, int]:
+    """How many items of the request are stored already, and how many stored items that covers.
+
+    Clients that show chats send no tool steps; then those stored are passed over. Nobody sends
+    reasoning back reliably, so it is never compared.
+    """
+    with_tools = any(_is_tool(item) for item in request)
+    comparable = [i for i, item in enumerate(stored) if _compares(item, with_tools)]
+    matched, keep = 0, 0
+    for index, item in enumerate(request):
+        if not _compares(item, with_tools):
+            matched = index + 1
+            continue
+        if not comparable or _key(stored[comparable[0]]) != _key(item):
+            break
+        keep = comparable.pop(0) + 1
+        matched = index + 1
+    return matched, keep
+
+
+def _compares(item: TResponseInputItem, with_tools: bool) -> bool:
+    return item.get("type", "message") == "message" or (with_tools and _is_tool(item))
+
+
+def _key(item: TResponseInputItem) -> tuple[object, ...]:
+    """What makes two items the same to a reader, whatever their ids and forms."""
+    values = cast(dict[str, Any], item)
+    if _is_tool(item):
+        payload = values.get("output", values.get("arguments"))
+        return (values.get("type"), values["call_id"], values.get("name"), _canonical(payload))
+    content = values.get("content")
+    parts = content if isinstance(content, list) else []
+    others = [
+        {k: v for k, v in part.items() if v is not None}
+        for part in parts
+        if isinstance(part, dict) and "text" not in part
+    ]
+    return (values.get("role"), text_of(content), _canonical(others))
+
+
+def _canonical(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+class TurnSession:
+    """The Session that the Runner gets for one run: its input is stored already.
+
+    Args:
+        session: Where the items go.
+        base: The items before this turn.
+        run_id: Marks the items that the run adds.
+        store: False: nothing is written, for requests with `store: false`.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        base: list[TResponseInputItem],
+        *,
+        run_id: str,
+        store: bool,
+    ) -> None:
+        self.session_id = session.session_id
+        self.session_settings: SessionSettings | None = None
+        self._session = session
+        self._base: list[TResponseInputItem] | None = base
+        self._run_id = run_id
+        self._store = store
+        self._input_comes = True
+
+    async def get_items(
+        self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> list[TResponseInputItem]:
+        """The items before this turn; once it has begun to write, those of the session."""
+        if self._base is not None:
+            return self._base if limit is None else self._base[max(0, len(self._base) - limit) :]
+        return await self._session.get_items(limit)
+
+    async def add_items(
+        self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> None:
+        """Stores items of the run. The Runner's first batch is its input, which is stored."""
+        if self._input_comes:
+            self._input_comes = False
+        elif self._store:
+            self._base = None
+            await self._session.append(
+                [_without_placeholder(item) for item in items], run_id=self._run_id
+            )
+        elif self._base is not None:
+            self._base = self._base + items
+
+    async def pop_item(
+        self, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> TResponseInputItem | None:
+        """Takes the newest item back, for the Runner's own retries."""
+        self._input_comes = False
+        if not self._store:
+            return self._base.pop() if self._base else None
+        self._base = None
+        return await self._session.pop_item()
+
+    async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:
+        """Clears the session."""
+        self._input_comes = False
+        if not self._store:
+            self._base = []
+            return
+        self._base = None
+        await self._session.clear_session()
+
+
+def _without_placeholder(item: TResponseInputItem) -> TResponseInputItem:
+    if item.get("id") != PLACEHOLDER_ID:
+        return item
+    return cast(TResponseInputItem, {k: v for k, v in item.items() if k != "id"})
