@@ -37,8 +37,10 @@ def create_agent(context: AgentContext) -> Agent[AgentContext]:
 
 def get_session_id(request: ResponsesRequest) -> str:
     """Tell which conversation a request goes on with, or start a new one."""
-    if request.custom_inputs and "session_id" in request.custom_inputs:
-        return str(request.custom_inputs["session_id"])
-    if request.context and request.context.conversation_id:
-        return request.context.conversation_id
-    return getattr(request, "conversation_id", None) or str(uuid7())
+    session_id: str | None = (request.custom_inputs or {}).get("session_id")
+    if session_id is None and request.context:
+        session_id = request.context.conversation_id
+    if session_id is None:
+        # The Responses API's own way; requests made for MLflow don't have it.
+        session_id = getattr(request, "conversation_id", None)
+    return str(uuid7()) if session_id is None else session_id

@@ -25,5 +25,4 @@ def server() -> FastAPI:
 
 def main(arguments: Sequence[str] | None = None, *, page: bool = True) -> None:
     """Serve until stopped; `start-app` and `start-server` call this."""
-    make_app = app if page else server
-    serve(make_app, f"agent_server.start_server:{make_app.__name__}", FOLDER, arguments, page=page)
+    serve(__name__, FOLDER, arguments, page=page)

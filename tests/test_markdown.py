@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from threadkeep.server import markdown
 from threadkeep.server.markdown import StreamRenderer, render
 
-TAGS = set(
-    ["a", "blockquote", "br", "code", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "s", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"]
-)
+TAG_WORDS = """
+a blockquote br code em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong
+table tbody td th thead tr ul
+"""
+TAGS = set(TAG_WORDS.split())
 ATTRIBUTES = {"href", "title", "target", "rel", "class", "start", "data-language"}
 
 HOSTILE = [
@@ -52,9 +54,12 @@ HOSTILE = [
 ]
 
 # Text in which the marks that open and close blocks are likely, so that chunks cut them.
-PIECES = st.sampled_from(
-    ["#", "-", "*", "+", ">", "|", "`", "```", "~~~", "===", "---", "|-|-", "a|b", "|:-|", "1.", "2)", "\n", "\n\n", "\r", "\r\n", "\t", "[", "](", ")", "![", "[a]:", "<", "&", "_", "**", "~~", "http://a.b/", "\\", "\x00", "�", "x", "word"]
-) | st.sampled_from([" ", "    ", "\n", "\n\n", "\n    ", "\n  "])
+MARKS = """
+# - * + > | ` ``` ~~~ === --- |-|- a|b |:-| 1. 2) [ ]( ) ![ [a]: < & _ ** ~~ http://a.b/ \\ x word
+"""
+PIECES = st.sampled_from(MARKS.split()) | st.sampled_from(
+    [" ", "    ", "\n", "\n\n", "\n    ", "\n  ", "\r", "\r\n", "\t", "\x00", "\ud800"]
+)
 TEXTS = st.lists(PIECES | st.text(max_size=4), max_size=40).map("".join)
 
 

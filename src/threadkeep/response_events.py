@@ -151,7 +151,7 @@ class ResponseEvents:
         if state.done:
             return
         state.done = True
-        item = item | {"id": state.item_id}
+        item = {"status": "completed"} | item | {"id": state.item_id}
         yield from self._close_parts(state, item.get("content") or [])
         self.output[state.index] = item
         yield {"type": "response.output_item.done", "output_index": state.index, "item": item}

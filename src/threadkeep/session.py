@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from dataclasses import fields
 from typing import Any, Self
 
 from agents import RunContextWrapper, SessionSettings, TResponseInputItem
@@ -94,15 +95,7 @@ class Session:
 
     @session_settings.setter
     def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
-        if isinstance(value, dict):
-            try:
-                value = SessionSettings(**value)
-            except (TypeError, ValueError) as error:
-                raise InvalidInputError(
-                    "session_settings must have the fields of agents.SessionSettings: limit.",
-                    param="session_settings",
-                ) from error
-        self._settings = value
+        self._settings = _settings_of(value) if isinstance(value, dict) else value
 
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
@@ -263,6 +256,19 @@ class Session:
             **values,
         )
         return bool(rows)
+
+
+def _settings_of(values: dict[str, Any]) -> SessionSettings:
+    names = [field.name for field in fields(SessionSettings)]
+    try:
+        if values.keys() <= set(names):
+            return SessionSettings(**values)
+        raise ValueError("unknown field")
+    except ValueError as error:  # pydantic's errors are ValueErrors too
+        raise InvalidInputError(
+            f"session_settings may hold what agents.SessionSettings does: {', '.join(names)}.",
+            param="session_settings",
+        ) from error
 
 
 def new_epoch() -> int:

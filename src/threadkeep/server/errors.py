@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -33,6 +35,13 @@ _SENTENCES = {
     "dict_type": "must be an object",
     "list_type": "must be a list",
 }
+
+_FORMS = {
+    "input": "must be a string or a list of items",
+    "conversation": "must be an id or an object with an id",
+}
+
+_ALTERNATIVES = {"str", "ConversationRef"}
 
 
 class RunFailedError(ThreadkeepError):
@@ -73,33 +82,36 @@ def add_error_handlers(app: FastAPI) -> None:
 async def _threadkeep_error(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, RunFailedError):
         # The official client would ask again by itself, and pay for the same failure three times.
-        return error_response(
-            error.failure, **{"x-should-retry": "false", "x-response-id": error.run_id}
-        )
+        named = f"{error.failure.message} ({error.run_id})"
+        return error_response(replace(error.failure, message=named), **{"x-should-retry": "false"})
     return error_response(describe(error))
 
 
 async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
-    problem: dict[str, Any] = dict(error.errors()[0])
-    path = [part for part in problem["loc"] if part not in ("body", "query", "path")]
-    if problem["type"] == "json_invalid":
-        path = []
-    param = _dotted(path)
+    # Of a value that may be one of several things, the one that fits furthest tells most.
+    problem: dict[str, Any] = dict(max(error.errors(), key=lambda e: len(_fields(e["loc"]))))
+    param = "" if problem["type"] == "json_invalid" else _dotted(_fields(problem["loc"]))
     sentence = _SENTENCES.get(problem["type"]) or f"can't be used: {problem['msg']}"
+    if problem["type"] != "missing":
+        sentence = _FORMS.get(param, sentence)
     message = f"{param or 'The body'} {sentence}."
     return error_response(Failure(400, problem["type"], message, param or None))
 
 
-def _dotted(path: list[str | int]) -> str:
-    """`input[0].role`; the names of alternatives that pydantic adds are no fields."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "ConversationRef"):
-            text += f".{part}" if text else part
-    return text
+def _fields(loc: Sequence[str | int]) -> list[str | int]:
+    """The path to a field, without where it was sent and which of its forms was tried."""
+    return [
+        part
+        for part in loc[1:]
+        if isinstance(part, int) or (part.isidentifier() and part not in _ALTERNATIVES)
+    ]
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    """`input[0].role`"""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:

@@ -34,9 +34,13 @@ _URL_SCHEMES = {"http", "https", "mailto"}
 
 # Lexers are regular expressions run on text that a stranger may have steered, so only the common
 # languages are coloured, and only up to a size; the rest is shown as it is.
-_LANGUAGES = frozenset(
-    ["bash", "c", "c++", "cpp", "cs", "csharp", "css", "diff", "docker", "dockerfile", "go", "golang", "graphql", "haskell", "hcl", "html", "ini", "java", "javascript", "js", "json", "jsx", "kotlin", "less", "lua", "make", "makefile", "nginx", "objective-c", "perl", "php", "powershell", "proto", "protobuf", "ps1", "py", "python", "python3", "r", "rb", "rs", "ruby", "rust", "scala", "scss", "sh", "shell", "sql", "swift", "terraform", "toml", "ts", "tsx", "typescript", "xml", "yaml", "yml", "zig", "zsh"]
-)
+_LANGUAGE_WORDS = """
+bash c c++ cpp cs csharp css diff docker dockerfile go golang graphql haskell hcl html ini java
+javascript js json jsx kotlin less lua make makefile nginx objective-c perl php powershell proto
+protobuf ps1 py python python3 r rb rs ruby rust scala scss sh shell sql swift terraform toml ts
+tsx typescript xml yaml yml zig zsh
+"""
+_LANGUAGES = frozenset(_LANGUAGE_WORDS.split())
 _LONGEST_COLOURED = 32_768
 
 # An open block up to this size is rendered at every delta, a longer one when it has grown by a

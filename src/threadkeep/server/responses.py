@@ -20,6 +20,9 @@ from threadkeep.server.sse import event_stream, with_html
 
 router = APIRouter(tags=["responses"])
 
+MAX_CURSOR = 2**53
+"""Of a number that says how far a client is: what JSON's readers hold exactly."""
+
 Owner = Annotated[str, Depends(owner_of)]
 
 
@@ -70,7 +73,8 @@ async def get_response(
     owner: Owner,
     stream: Annotated[bool, Query(description="Follow its events.")] = False,
     starting_after: Annotated[
-        int | None, Query(ge=0, description="Leave out events up to this sequence number.")
+        int | None,
+        Query(ge=0, le=MAX_CURSOR, description="Leave out events up to this sequence number."),
     ] = None,
     html: Annotated[bool, Query(description="Add to text deltas how the page shows them.")] = False,
     last_event_id: Annotated[str | None, Header()] = None,
@@ -81,7 +85,7 @@ async def get_response(
         return JSONResponse(await runs.response(response_id, owner))
     after = -1 if starting_after is None else starting_after
     if last_event_id is not None and last_event_id.isdecimal():
-        after = int(last_event_id)
+        after = min(int(last_event_id), MAX_CURSOR)
     ended_at = await runs.ended_at(response_id, owner)
     if ended_at is not None and after >= ended_at:
         return Response(status_code=204)

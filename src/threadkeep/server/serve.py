@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -26,21 +27,16 @@ STOP_SECONDS = 5
 
 
 def serve(
-    make_app: Callable[[], FastAPI],
-    import_name: str,
-    folder: Path,
-    arguments: Sequence[str] | None = None,
-    *,
-    page: bool = True,
+    module: str, folder: Path, arguments: Sequence[str] | None = None, *, page: bool = True
 ) -> None:
     """Runs a server until it is stopped. Exits with 2 and one line when it can't start.
 
     Args:
-        make_app: Makes the app.
-        import_name: Where `make_app` is found by other processes, for `--reload` and `--workers`.
+        module: Holds `app` and `server`, functions that make the app with and without the page;
+            named, because `--reload` and `--workers` import it in other processes.
         folder: Of the app: its `.env` is read, and it is watched by `--reload`.
         arguments: Of the command line.
-        page: Whether the app has a page, for the banner.
+        page: False: as if `--no-ui` was given.
     """
     load_dotenv(folder / ".env")
     options = _options(arguments)
@@ -49,18 +45,28 @@ def serve(
             os.environ[variable.upper()] = str(getattr(options, variable))
     if options.port is not None:
         os.environ.pop("DATABRICKS_APP_PORT", None)
+    page = page and not options.no_ui
+    name = "app" if page else "server"
     try:
         settings = Settings.read(os.environ)
         check_exposure(settings)
         asyncio.run(_check_database(settings))
-        app = make_app()
+        app: FastAPI = getattr(importlib.import_module(module), name)()
         listener = _listen(settings)
     except ThreadkeepError as error:
-        sys.exit(_give_up(str(error)))
-    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
+        print(f"start-app: {error}", file=sys.stderr)
+        sys.exit(2)
+    _set_up_logs(settings)
     _print_banner(settings, app, listener, page)
     with listener:
-        _run(app, import_name, folder, options.reload, settings, listener)
+        _run(app, f"{module}:{name}", folder, options.reload, settings, listener)
+
+
+def _set_up_logs(settings: Settings) -> None:
+    """Ours at the level that is set; of others, what goes wrong: they may tell hosts and contents."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for name in ("threadkeep", "agent_server", "uvicorn.access"):
+        logging.getLogger(name).setLevel(settings.log_level)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -68,6 +74,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for any (PORT)")
     parser.add_argument("--workers", type=int, help="how many processes (WORKERS)")
+    parser.add_argument("--no-ui", action="store_true", help="serve the API without the page")
     parser.add_argument("--reload", action="store_true", help="start anew when a file changes")
     return parser.parse_args(arguments)
 
@@ -95,11 +102,6 @@ def _listen(settings: Settings) -> socket.socket:
         ) from error
     listener.set_inheritable(True)
     return listener
-
-
-def _give_up(message: str) -> int:
-    print(f"start-app: {message}", file=sys.stderr)
-    return 2
 
 
 def _print_banner(settings: Settings, app: FastAPI, listener: socket.socket, page: bool) -> None:

@@ -13,7 +13,7 @@ from threadkeep.errors import SessionNotFoundError
 from threadkeep.history import cache_of, decode_item, report_damage
 from threadkeep.response_events import PLACEHOLDER_ID
 from threadkeep.server.markdown import render
-from threadkeep.server.responses import Owner
+from threadkeep.server.responses import MAX_CURSOR, Owner
 from threadkeep.session import NEWEST, text_of
 
 router = APIRouter(tags=["sessions"])
@@ -50,7 +50,8 @@ async def list_items(
     limit: Limit = 100,
     order: Literal["asc", "desc"] = "asc",
     after: Annotated[
-        int | None, Query(ge=0, description="Go on behind the item of this seq.")
+        int | None,
+        Query(ge=0, le=MAX_CURSOR, description="Go on behind the item of this seq."),
     ] = None,
     html: Annotated[bool, Query(description="Add how the page shows the agent's words.")] = False,
 ) -> dict[str, Any]:

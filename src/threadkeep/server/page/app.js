@@ -256,7 +256,7 @@ class Notice {
 async function watchReadiness() {
   const { ready, loading, message } = await readiness();
   if (ready) return notice.show({ waiting: "" });
-  const waiting = loading ? "The embedded model is loading…" : `Not ready yet. ${message}`;
+  const waiting = loading ? "The embedded model is loading…" : message || "Not ready yet…";
   notice.show({ waiting });
   setTimeout(watchReadiness, 1000);
 }

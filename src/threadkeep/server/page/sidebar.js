@@ -98,7 +98,7 @@ export class Sessions {
   }
 
   #ordered() {
-    return [...this.#known.values()].sort((a, b) => b.updated_at - a.updated_at);
+    return [...this.#known.values()].sort(newestFirst);
   }
 
   #draw() {
@@ -154,6 +154,11 @@ export class Sessions {
     (this.#nav.querySelector(`[data-id="${CSS.escape(next ?? "")}"] a`) ?? byId("new-chat")).focus();
     this.#handlers.onDeleted(id);
   }
+}
+
+/** As the server sorts; ids that are made within one second still sort by time. */
+function newestFirst(a, b) {
+  return b.updated_at - a.updated_at || (a.id < b.id ? 1 : -1);
 }
 
 /** Deleted elsewhere is deleted too. */

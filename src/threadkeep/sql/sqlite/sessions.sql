@@ -56,7 +56,10 @@ WHERE session_id = :session_id AND seq > :keep
   AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.owner = :owner
               AND s.epoch = :epoch AND s.seq = :seq);
 UPDATE sessions
-SET seq = min(seq, :keep), epoch = :new_epoch, updated_at = (SELECT now FROM clock)
+SET seq = min(seq, :keep),
+    epoch = :new_epoch,
+    title = CASE WHEN :keep > 0 THEN title END,  -- it was made from what is gone
+    updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
 RETURNING epoch, seq;
 
@@ -71,7 +74,10 @@ WHERE session_id = :session_id AND seq > :item_seq
   AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.owner = :owner
               AND s.epoch = :epoch AND s.seq = :seq);
 UPDATE sessions
-SET seq = seq - 1, epoch = :new_epoch, updated_at = (SELECT now FROM clock)
+SET seq = seq - 1,
+    epoch = :new_epoch,
+    title = CASE WHEN seq > 1 THEN title END,
+    updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
 RETURNING epoch, seq;
 

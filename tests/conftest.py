@@ -1,0 +1,93 @@
+"""What tests share: a server of their own, on a free port, with a model that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from agents import Agent
+
+from agent_server.agent import get_current_time, get_session_id
+from tests.fakes import FakeModel
+from threadkeep.server import AgentContext, create_app
+from threadkeep.settings import Settings
+
+
+class RunningApp:
+    """A real server in a thread of this process.
+
+    Args:
+        environment: The settings it reads.
+
+    Attributes:
+        url: Its address.
+        model: The model of its agent; its `go_on` lets a message "hold" go on.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.model = FakeModel()
+        self._environment = environment
+        self.start()
+
+    def start(self) -> None:
+        """Starts it; after `stop`, on the same database and port."""
+        app = create_app(self._agent, get_session_id, Settings.read(self._environment))
+        config = uvicorn.Config(
+            app,
+            port=int(self._environment.get("PORT", 0)),
+            log_config=None,
+            log_level="error",
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._listener = config.bind_socket()
+        port = self._listener.getsockname()[1]
+        self._environment["PORT"] = str(port)
+        self.url = f"http://127.0.0.1:{port}"
+        self.app = app
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive(), "the server did not start"
+            self._thread.join(0.01)
+
+    def stop(self) -> None:
+        """Stops it as SIGTERM does."""
+        self._server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the server did not stop"
+        self._listener.close()
+
+    def restart(self) -> None:
+        """Stops it and starts it again on the same database and port."""
+        self.stop()
+        self.start()
+
+    def _serve(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._listener]))
+
+    def _agent(self, context: AgentContext) -> Agent[Any]:
+        return Agent(name="Assistant", model=self.model, tools=[get_current_time])
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Settings that need nothing but a folder: a database there, and a model that is never asked."""
+    return {
+        "DATABASE_URL": f"sqlite:///{folder}/threadkeep.db",
+        "AGENT_MODEL": "fake",
+        "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+    } | more
+
+
+@pytest.fixture
+def running_app(tmp_path: Path) -> Iterator[RunningApp]:
+    """A server with a database of its own."""
+    app = RunningApp(environment(tmp_path))
+    yield app
+    app.model.go_on.set()
+    app.stop()
