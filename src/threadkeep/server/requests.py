@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from threadkeep.errors import InvalidInputError
 from threadkeep.history import json_text
+from threadkeep.response_events import new_id
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),
@@ -29,7 +30,11 @@ _IGNORED = {
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 _OTHER_PARTS = ("input_image", "input_file", "input_audio")
-_OUTPUT_ONLY = ("id", "status")
+_KEPT = {
+    "message": ("type", "role", "content"),
+    "function_call": ("type", "call_id", "name", "arguments"),
+    "function_call_output": ("type", "call_id", "output"),
+}
 
 
 class ChatContext(BaseModel):
@@ -90,7 +95,7 @@ class ResponsesRequest(BaseModel):
 
 
 def input_items(value: str | list[dict[str, Any]]) -> list[TResponseInputItem]:
-    """The items of an `input`, checked; ids of other people's making are left out.
+    """The items of an `input`, checked, with what the Responses API knows of them and no more.
 
     Args:
         value: As the request has it.
@@ -124,9 +129,29 @@ def _checked(item: dict[str, Any], at: str) -> TResponseInputItem:
         )
     if json_text(item).isascii() and _has_surrogates(item):
         raise _wrong(at, "holds half of a surrogate pair, which is no character")
-    if kind == "reasoning":
-        return cast(TResponseInputItem, item)
-    return cast(TResponseInputItem, {k: v for k, v in item.items() if k not in _OUTPUT_ONLY})
+    if kind in _KEPT:
+        item = {name: item[name] for name in _KEPT[kind] if name in item}
+    if item.get("role") == "assistant":
+        item = _said_by_agent(item["content"])
+    return cast(TResponseInputItem, item)
+
+
+def _said_by_agent(content: str | list[dict[str, Any]]) -> dict[str, Any]:
+    """A message of the agent in the one form that every model of the SDK takes back."""
+    if isinstance(content, str):
+        content = [{"type": "output_text", "text": content}]
+    return {
+        "id": new_id("msg"),
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [
+            {"type": "output_text", "text": part["text"], "annotations": []}
+            if "text" in part
+            else part
+            for part in content
+        ],
+    }
 
 
 def _check_message(item: dict[str, Any], at: str) -> None:

@@ -28,7 +28,9 @@ def event_stream(events: AsyncIterator[Event]) -> StreamingResponse:
 
 
 async def with_html(events: AsyncIterator[Event], after: int) -> AsyncIterator[Event]:
-    """Adds to each text delta how the rendered text changed: `html: {from, blocks}`.
+    """Adds to each text delta, and to its end, how the rendered text changed.
+
+    `html: {from, blocks}` says: the blocks from that index on are now these.
 
     Args:
         events: From the first on: what was said before is needed to render what comes.
@@ -36,9 +38,12 @@ async def with_html(events: AsyncIterator[Event], after: int) -> AsyncIterator[E
     """
     renderers: dict[tuple[str, int], StreamRenderer] = {}
     async for event in events:
-        if event["type"] == "response.output_text.delta":
+        if event["type"] in ("response.output_text.delta", "response.output_text.done"):
             key = (event["item_id"], event["content_index"])
-            start, blocks = renderers.setdefault(key, StreamRenderer()).feed(event["delta"])
+            renderer = renderers.setdefault(key, StreamRenderer())
+            # The renderer puts off some of the work on long blocks until the text has ended.
+            more = event.get("delta")
+            start, blocks = renderer.finish() if more is None else renderer.feed(more)
             event = event | {"html": {"from": start, "blocks": blocks}}
         if event["sequence_number"] > after:
             yield event

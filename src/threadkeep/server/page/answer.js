@@ -150,7 +150,11 @@ function parsed(json) {
   }
 }
 
-/** The plain text of a message's content, which is a string or a list of parts. */
+/**
+ * The plain text of a message's content.
+ * @param {string|object[]|undefined} content a string or a list of parts
+ * @returns {string}
+ */
 export function plainText(content) {
   if (typeof content === "string") return content;
   return (content ?? []).map((part) => part.text ?? part.refusal ?? "").join("");
@@ -169,7 +173,10 @@ export class Answer {
     this.element = el("article", { className: "answer" }, heading, this.#body, this.#foot);
   }
 
-  /** Waiting for a run's first words. */
+  /**
+   * Waits for a run's first words.
+   * @returns {Answer} itself
+   */
   begin() {
     this.element.classList.add("live");
     this.#body.append(el("div", { className: "waiting" }, el("i"), el("i"), el("i")));
@@ -218,7 +225,7 @@ export class Answer {
   /**
    * The run failed.
    * @param {string} message
-   * @param {() => void} retry
+   * @param {(() => void)|null} retry
    */
   fail(message, retry) {
     this.finish();

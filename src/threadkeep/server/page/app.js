@@ -273,11 +273,13 @@ function greeting(onPrompt) {
 
 const notice = new Notice();
 const chat = new Chat();
-byId("new-chat").addEventListener("click", (event) => {
-  if (opensElsewhere(event)) return;
-  event.preventDefault();
-  chat.go(null);
-});
+for (const link of document.querySelectorAll(".new-chat")) {
+  link.addEventListener("click", (event) => {
+    if (opensElsewhere(event)) return;
+    event.preventDefault();
+    chat.go(null);
+  });
+}
 addEventListener("popstate", () => chat.open(addressed()));
 addEventListener("pageshow", (event) => event.persisted && chat.open(addressed()));
 document.addEventListener("visibilitychange", () => document.hidden || chat.refresh());

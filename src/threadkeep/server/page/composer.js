@@ -5,6 +5,7 @@ import { byId } from "./dom.js";
 const FINE_POINTER = matchMedia("(pointer: fine)");
 const GROWS = CSS.supports("field-sizing", "content");
 
+/** What is typed, and whether it can be sent. */
 export class Composer {
   #text = byId("text");
   #send = byId("send");
@@ -37,7 +38,10 @@ export class Composer {
     if (FINE_POINTER.matches) this.#text.focus();
   }
 
-  /** Gives a text back that was not sent, before what was typed since. */
+  /**
+   * Gives a text back that was not sent, before what was typed since.
+   * @param {string} text
+   */
   restore(text) {
     this.#text.value = [text, this.#text.value].filter(Boolean).join("\n");
     this.#update();

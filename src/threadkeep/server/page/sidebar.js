@@ -183,7 +183,11 @@ function focusedIn(nav) {
   return (root) => id && root.querySelector(`[data-id="${CSS.escape(id)}"] ${tag}`)?.focus();
 }
 
-/** Whether a click asks for a tab or window of its own. */
+/**
+ * Whether a click asks for a tab or window of its own.
+ * @param {MouseEvent} event
+ * @returns {boolean}
+ */
 export function opensElsewhere(event) {
   return event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey;
 }
@@ -218,7 +222,10 @@ function confirmDelete(text, action, done) {
   dialog.showModal();
 }
 
-/** Shows and hides the bar: beside the conversation, or over it where there is no room. */
+/**
+ * Shows and hides the bar: beside the conversation, or over it where there is no room.
+ * @returns {{closeOverlay: () => void}}
+ */
 export function setUpSidebar() {
   const [show, hide, scrim] = ["show-sidebar", "hide-sidebar", "scrim"].map(byId);
   const set = (open) => {

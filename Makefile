@@ -1,0 +1,21 @@
+.PHONY: help check test lint fix bench
+
+help:   ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+
+check:  ## everything that CI checks
+	uv run --group dev pytest
+
+test:   ## the tests alone, without lint and packaging
+	uv run --group dev pytest --ignore tests/test_checks.py --ignore tests/test_packaging.py
+
+lint:   ## ruff, types and the import rule
+	uv run --group dev pytest -q tests/test_checks.py
+
+fix:    ## format, and mend what ruff can mend
+	uv run --group dev ruff check --fix .
+	uv run --group dev ruff format .
+
+bench:  ## size, start, memory, and what the embedded model remembers
+	uv run --group dev python benchmarks/footprint.py
+	uv run --group dev python benchmarks/dialogues.py --direct

