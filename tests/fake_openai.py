@@ -22,9 +22,37 @@ async def chat_completions(request: Request) -> StreamingResponse:
     """Answers from what the user said before, a word at a time."""
     body = await request.json()
     said = " ".join(str(m["content"]) for m in body["messages"] if m["role"] == "user")
+    return StreamingResponse(_chunks(_answer(said)), media_type="text/event-stream")
+
+
+@app.post("/v1/responses")
+async def responses(request: Request) -> dict[str, Any]:
+    """The same over the Responses API, plain."""
+    said = " ".join(str(i["content"]) for i in (await request.json())["input"] if "role" in i)
+    part = {"type": "output_text", "text": _answer(said), "annotations": []}
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [part],
+    }
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 1,
+        "model": "fake",
+        "status": "completed",
+        "output": [message],
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+    }
+
+
+def _answer(said: str) -> str:
     found = re.search(r"I live in (\w+)", said)
-    answer = f"You live in {found[1]}." if found and "What city" in said else "Hello to you."
-    return StreamingResponse(_chunks(answer), media_type="text/event-stream")
+    return f"You live in {found[1]}." if found and "What city" in said else "Hello to you."
 
 
 async def _chunks(answer: str) -> AsyncIterator[str]:

@@ -30,7 +30,9 @@ def model_url() -> Iterator[str]:
         yield url
 
 
-def variables(folder: Path, model_url: str = "http://127.0.0.1:9/v1", **more: str) -> dict[str, str]:
+def variables(
+    folder: Path, model_url: str = "http://127.0.0.1:9/v1", **more: str
+) -> dict[str, str]:
     """The environment of a process that must not see that of the machine."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return (
@@ -151,7 +153,12 @@ def test_reload_starts_anew_when_a_file_changes(tmp_path: Path, model_url: str) 
 def fails(*arguments: str, env: dict[str, str], cwd: Path = ROOT) -> str:
     """Runs a command that can't start; gives the one line it says."""
     done = subprocess.run(
-        [BIN / "start-app", *arguments], env=env, cwd=cwd, capture_output=True, text=True, timeout=60
+        [BIN / "start-app", *arguments],
+        env=env,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from agents import Model, ModelProvider, OpenAIProvider
+from agents import Agent, Model, ModelProvider, OpenAIProvider
 from agents.models import get_default_model
 from openai import AsyncOpenAI
 
@@ -57,10 +57,19 @@ class Models(ModelProvider):
         """Whether the default model answers: `ready`, `loading` or `failed`."""
         return self._local.state if self._local else "ready"
 
-    async def start(self) -> None:
-        """Begins to load the embedded model; requests wait for it meanwhile."""
+    @property
+    def is_local(self) -> bool:
+        """Whether the default model is the embedded one, which has to load."""
+        return self._local is not None
+
+    async def start(self, agent: Agent[Any] | None = None) -> None:
+        """Begins to load the embedded model; requests wait for it meanwhile.
+
+        Args:
+            agent: Its instructions and tools are read ahead, so that its first turn is quick.
+        """
         if self._local:
-            await self._local.start()
+            await self._local.start(agent)
 
     def get_model(self, model_name: str | None) -> Model:
         """The model of a name; None is the default.

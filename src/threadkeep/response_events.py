@@ -85,7 +85,7 @@ class ResponseEvents:
     def cut_off(self) -> list[TResponseInputItem]:
         """The messages that `stop` closed, as items for the session."""
         return [
-            cast(TResponseInputItem, {k: v for k, v in item.items() if k != "id"})
+            cast(TResponseInputItem, item)
             for item in self.output
             if item.get("type") == "message" and item.get("status") == "incomplete"
         ]
@@ -121,16 +121,14 @@ class ResponseEvents:
         self._items = {}
 
     def _item_added(self, local: int, item: dict[str, Any]) -> Event:
-        item_id = item.get("id")
-        if not item_id or item_id == PLACEHOLDER_ID:
-            item_id = new_id(_PREFIXES.get(item.get("type", ""), "item"))
-        state = self._items[local] = _Item(len(self.output), item_id)
-        self.output.append(item | {"id": item_id})
+        item = with_id(item)
+        state = self._items[local] = _Item(len(self.output), item["id"])
+        self.output.append(item)
         self.tool_started = self.tool_started or item.get("type") == "function_call"
         return {
             "type": "response.output_item.added",
             "output_index": state.index,
-            "item": item | {"id": item_id},
+            "item": item,
         }
 
     def _item_event(self, state: _Item, data: Event) -> Iterator[Event]:
@@ -188,6 +186,13 @@ class ResponseEvents:
         self.output.append(item)
         yield {"type": "response.output_item.added", "output_index": index, "item": item}
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
+
+
+def with_id(item: dict[str, Any]) -> dict[str, Any]:
+    """The item with an id of its own, where it has none or the SDK's placeholder."""
+    if item.get("id") not in (None, "", PLACEHOLDER_ID):
+        return item
+    return item | {"id": new_id(_PREFIXES.get(item.get("type", ""), "item"))}
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:

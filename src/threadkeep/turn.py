@@ -15,7 +15,7 @@ from typing import Any, cast
 from agents import RunContextWrapper, SessionSettings, TResponseInputItem
 
 from threadkeep.errors import InvalidInputError
-from threadkeep.response_events import PLACEHOLDER_ID
+from threadkeep.response_events import PLACEHOLDER_ID, with_id
 from threadkeep.session import Session, text_of
 
 _CALLERS = {"user", "system", "developer"}
@@ -197,9 +197,7 @@ class TurnSession:
             self._input_comes = False
         elif self._store:
             self._base = None
-            await self._session.append(
-                [_without_placeholder(item) for item in items], run_id=self._run_id
-            )
+            await self._session.append([_with_own_id(item) for item in items], run_id=self._run_id)
         elif self._base is not None:
             self._base = self._base + items
 
@@ -223,7 +221,8 @@ class TurnSession:
         await self._session.clear_session()
 
 
-def _without_placeholder(item: TResponseInputItem) -> TResponseInputItem:
+def _with_own_id(item: TResponseInputItem) -> TResponseInputItem:
+    """A placeholder is good for one answer only: the Responses API takes none back."""
     if item.get("id") != PLACEHOLDER_ID:
         return item
-    return cast(TResponseInputItem, {k: v for k, v in item.items() if k != "id"})
+    return cast(TResponseInputItem, with_id(cast(dict[str, Any], item)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
+from agents import Agent
 from fastapi import FastAPI
 
 from threadkeep.connect import connect
@@ -14,7 +16,8 @@ from threadkeep.runs import Runs
 from threadkeep.server import health, pages, responses, sessions
 from threadkeep.server.errors import add_error_handlers
 from threadkeep.server.guard import Guard
-from threadkeep.server.responses import CreateAgent, GetSessionId
+from threadkeep.server.requests import ResponsesRequest
+from threadkeep.server.responses import AgentContext, CreateAgent, GetSessionId
 from threadkeep.settings import Settings
 
 
@@ -68,8 +71,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened.push_async_callback(database.close)
         await database.open()
         opened.push_async_callback(app.state.models.aclose)
-        await app.state.models.start()
+        await app.state.models.start(_first_agent(app) if app.state.models.is_local else None)
         runs = Runs(database, timeout=settings.task_timeout_seconds)
         opened.push_async_callback(runs.aclose)
         app.state.database, app.state.runs = database, runs
         yield
+
+
+def _first_agent(app: FastAPI) -> Agent[Any]:
+    """An agent as a first turn would have it, for the embedded model to read ahead."""
+    request = ResponsesRequest(input="Hello")
+    context = AgentContext(app.state.get_session_id(request), None, request)
+    agent: Agent[Any] = app.state.create_agent(context)
+    return agent

@@ -10,6 +10,8 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.exceptions import HTTPException
 
+from threadkeep.server.markdown import render
+
 router = APIRouter(include_in_schema=False)
 docs_router = APIRouter(include_in_schema=False)
 
@@ -28,7 +30,7 @@ async def index() -> FileResponse:
     return _file("index.html")
 
 
-@router.get("/page/{name}")
+@docs_router.get("/page/{name}")
 async def asset(name: str) -> FileResponse:
     """What the chat is made of."""
     return _file(name)
@@ -60,7 +62,7 @@ def _file(name: str) -> FileResponse:
 def _reference(app: FastAPI) -> str:
     document = app.openapi()
     calls = "".join(
-        _call(method, path, operation)
+        _call(method, path, operation, document["components"]["schemas"])
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     )
@@ -75,15 +77,20 @@ def _reference(app: FastAPI) -> str:
     )
 
 
-def _call(method: str, path: str, operation: dict[str, Any]) -> str:
-    body = "<p>Body: <code>ResponsesRequest</code>" if "requestBody" in operation else ""
+def _call(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
+    fields: list[tuple[str, str, str]] = [
+        (p["name"], p["in"], p.get("description", "")) for p in operation.get("parameters", [])
+    ]
+    if "requestBody" in operation:
+        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        properties = schemas[reference.rpartition("/")[2]]["properties"]
+        fields += [(name, "body", p.get("description", "")) for name, p in properties.items()]
     rows = "".join(
-        f"<tr><td><code>{escape(p['name'])}</code><td>{p['in']}"
-        f"<td>{escape(p.get('description', ''))}"
-        for p in operation.get("parameters", [])
+        f"<tr><td><code>{escape(name)}</code><td>{where}<td>{escape(meaning)}"
+        for name, where, meaning in fields
     )
     table = f"<table><tr><th>Parameter<th>In<th>Meaning{rows}</table>" if rows else ""
     return (
         f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"
-        f"<p>{escape(operation.get('description', ''))}</p>{body}{table}</section>"
+        f"{''.join(render(operation.get('description', '')))}{table}</section>"
     )

@@ -1,0 +1,136 @@
+"""What the documents say is true: commands, replies, snippets, settings and options."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import RunningApp
+from tests.fake_openai import fake_openai
+from threadkeep.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CURL = shutil.which("curl")
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of the README in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def model_url() -> Iterator[str]:
+    with fake_openai() as url:
+        yield url
+
+
+def test_the_test_command_is_what_ci_runs() -> None:
+    """What a newcomer gets is what is checked."""
+    run, test = blocks("bash")[:2]
+    assert run == "pip install uv && uv run start-app\n"
+    assert (ROOT / ".ci" / "run").read_text().endswith(test)
+
+
+def test_the_curl_commands_of_the_readme(running_app: RunningApp) -> None:
+    """Each is run as it stands, but for the address and the session; replies look as shown."""
+    assert CURL, "curl is missing: apt-get install -y curl"
+    commands = [block for block in blocks("bash") if block.startswith("curl")]
+    assert len(commands) == 3
+    session_id, replies = "", []
+    for command in commands:
+        text = command.replace("http://localhost:8000", running_app.url)
+        text = text.replace("<session_id>", session_id).replace("curl ", "curl -s ", 1)
+        done = subprocess.run(
+            ["bash", "-c", text], capture_output=True, text=True, timeout=60, check=True
+        )
+        replies.append(done.stdout)
+        if not session_id:
+            session_id = json.loads(done.stdout)["custom_outputs"]["session_id"]
+    for shown, reply in zip(blocks("json"), replies, strict=False):
+        assert shape(json.loads(shown)).items() <= shape(json.loads(reply)).items()
+    assert "SF" in replies[1]
+    assert "SF" not in replies[0] or "You said" in replies[0]
+    assert replies[2].startswith("id: 0\ndata: {")
+    assert replies[2].endswith("data: [DONE]\n\n")
+
+
+def shape(value: dict[str, Any]) -> dict[str, str]:
+    """The types of a reply's fields."""
+    return {name: type(field).__name__ for name, field in value.items()}
+
+
+def test_the_openai_snippet_of_the_readme(running_app: RunningApp, tmp_path: Path) -> None:
+    """It goes on with the session of its first answer."""
+    snippet = blocks("python")[0].replace("http://localhost:8000", running_app.url)
+    assert python(snippet, tmp_path) == "You live in SF.\n"
+
+
+def test_the_library_snippet_of_the_readme(model_url: str, tmp_path: Path) -> None:
+    """Run twice in a folder, it goes on where it was."""
+    snippet = blocks("python")[1]
+    variables = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": model_url}
+    for _ in range(2):
+        assert python(snippet, tmp_path, **variables) == "You live in SF.\n"
+    assert (tmp_path / "threadkeep.db").exists()
+
+
+def python(code: str, folder: Path, **variables: str) -> str:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "OPENAI_AGENTS_DISABLE_TRACING": "1",
+    } | variables
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_setting_is_in_the_example_and_no_other() -> None:
+    """With the values that are the defaults."""
+    example = (ROOT / ".env.example").read_text()
+    shown = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", example, re.MULTILINE))
+    fields = {field.alias: field for field in Settings.model_fields.values()}
+    assert shown.keys() == fields.keys()
+    assert Settings.read({**shown, "OPENAI_BASE_URL": ""}) == Settings.read(
+        {"AGENT_MODEL": "local", "HOST": "127.0.0.1", "OPENAI_API": "chat_completions"}
+    )
+
+
+def test_every_option_is_in_the_readme() -> None:
+    """Those that `start-app --help` tells."""
+    command = Path(sys.executable).parent / "start-app"
+    told = subprocess.run([command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for option in set(re.findall(r"--[a-z-]+", told.stdout)) - {"--help"}:
+        assert f"`{option}`" in README
+
+
+def test_every_call_is_described(running_app: RunningApp) -> None:
+    """In the OpenAPI document, and so at /docs."""
+    for path, operations in running_app.app.openapi()["paths"].items():
+        for method, operation in operations.items():
+            assert operation.get("description"), f"{method} {path}"
+
+
+def test_links_lead_somewhere() -> None:
+    """In every document of the project."""
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)", document.read_text()):
+            if not link.startswith("http"):
+                assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_documents_stay_short() -> None:
+    """The README fits in one reading, the map in one look."""
+    assert len(README.splitlines()) < 200
+    assert len((ROOT / "AGENTS.md").read_text().splitlines()) <= 80
