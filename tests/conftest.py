@@ -76,7 +76,7 @@ class RunningApp:
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    """Settings that need nothing but a folder: a database there, and a model that is never asked."""
+    """Settings that need a folder only: a database there, and a model that is never asked."""
     return {
         "DATABASE_URL": f"sqlite:///{folder}/threadkeep.db",
         "AGENT_MODEL": "fake",

@@ -1,4 +1,4 @@
-"""A local OpenAI-compatible server: streams chat completions and remembers what city it was told."""
+"""A local OpenAI-compatible server, which remembers what city it was told."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class FakeModel(Model):
                 yield f"{number} "
         elif last.startswith("hold"):
             yield "Holding "
-            while not self.go_on.is_set():
+            while not self.go_on.is_set():  # noqa: ASYNC110 - it is set by another thread
                 await asyncio.sleep(0.01)
             yield "no more."
         elif last.startswith("say "):

@@ -46,7 +46,7 @@ def oldest_sdk() -> str:
 
 
 def test_the_wheel_passes_on_the_oldest_sdk(uv: str, tmp_path: Path) -> None:
-    """Its SQL and page are in it, and nothing of the checkout but agent_server and tests is used."""
+    """Its SQL and page are in it; of the checkout only agent_server and tests are used."""
     run(uv, "build", "--wheel", "--out-dir", tmp_path, "--quiet")
     (wheel,) = tmp_path.glob("*.whl")
     run(uv, "venv", "--quiet", "--python", "3.11", tmp_path / "venv")
@@ -57,6 +57,9 @@ def test_the_wheel_passes_on_the_oldest_sdk(uv: str, tmp_path: Path) -> None:
     run(*install, "--exclude-newer", newest, f"{wheel}[databricks]", oldest_sdk(), *tools)
     version = run(python, "-c", "import agents.version as v; print(v.__version__)", cwd=tmp_path)
     assert oldest_sdk().removesuffix("*").endswith(version.rpartition(".")[0] + ".")
+    lost = subprocess.run([python.parent / "start-app"], cwd=tmp_path, capture_output=True)
+    assert (lost.returncode, lost.stderr.count(b"\n")) == (2, 1)
+    assert b"there is no agent_server/" in lost.stderr
     for folder in ("agent_server", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / "app" / folder)
     (tmp_path / "app" / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())

@@ -158,7 +158,8 @@ def test_an_edited_message_keeps_the_old_branch_as_a_fork(client: httpx.Client) 
     assert contents(client, session_id) == ["say one", "one", "What city?", "You did not say."]
     sessions = client.get("/sessions").json()["data"]
     (fork,) = [s for s in sessions if s["parent_session_id"] == session_id]
-    assert contents(client, fork["id"]) == ["say one", "one", "I live in Rome", "You said: I live in Rome"]  # fmt: skip
+    old = ["say one", "one", "I live in Rome", "You said: I live in Rome"]
+    assert contents(client, fork["id"]) == old
 
 
 def test_two_new_messages_in_one_request_are_both_kept(client: httpx.Client) -> None:

@@ -65,12 +65,8 @@ async def test_processes_share_a_new_file(tmp_path: Path) -> None:
         assert [item["n"] for item in items[::2] if item["writer"] == name] == list(range(100))
 
 
-async def test_what_was_added_outlives_the_process_killed(tmp_path: Path) -> None:
-    """SIGKILL at any time: what add_items returned from is there, and nothing is half there."""
-    url = f"sqlite:///{tmp_path}/killed.db"
-    script = WRITER.replace("range(100)", "range(10**9)").replace(
-        '"n": n}])', '"n": n}]); print(n, flush=True)'
-    )
+def run_and_kill(script: str, url: str) -> int:
+    """Runs a writer until it has told 50 times what is stored; gives the last it told."""
     process = subprocess.Popen(
         [sys.executable, "-c", script, url, "0"],
         stdin=subprocess.PIPE,
@@ -84,7 +80,16 @@ async def test_what_was_added_outlives_the_process_killed(tmp_path: Path) -> Non
     lines = [process.stdout.readline() for _ in range(50)]
     process.kill()
     rest, _ = process.communicate(timeout=60)
-    told = int((lines + rest.splitlines())[-1])
+    return int((lines + rest.splitlines())[-1])
+
+
+async def test_what_was_added_outlives_the_process_killed(tmp_path: Path) -> None:
+    """SIGKILL at any time: what add_items returned from is there, and nothing is half there."""
+    url = f"sqlite:///{tmp_path}/killed.db"
+    script = WRITER.replace("range(100)", "range(10**9)").replace(
+        '"n": n}])', '"n": n}]); print(n, flush=True)'
+    )
+    told = await asyncio.to_thread(run_and_kill, script, url)
     async with Session.from_url("shared", url=url) as session:
         items = await session.get_items()
     assert len(items) in (2 * told + 2, 2 * told + 4)

@@ -1,4 +1,4 @@
-"""`start-app` as a process of its own: banner, options, restart, and one clear line when it can't."""
+"""`start-app` as a process: banner, options, restart, and one clear line when it can't start."""
 
 from __future__ import annotations
 
@@ -87,6 +87,16 @@ def wait_until_healthy(url: str, process: subprocess.Popen[str]) -> None:
     raise AssertionError("the server ended")
 
 
+def wait_until_gone(url: str) -> None:
+    for _ in range(300):
+        try:
+            httpx.get(f"{url}/health", timeout=1)
+        except httpx.TransportError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server did not notice")
+
+
 def test_the_conversation_survives_a_kill(tmp_path: Path, model_url: str) -> None:
     """SIGKILL after the first answer; the restarted server knows what was said. Streamed too."""
     env = variables(tmp_path, model_url)
@@ -143,10 +153,7 @@ def test_reload_starts_anew_when_a_file_changes(tmp_path: Path, model_url: str) 
     with started("--reload", env=env, cwd=tmp_path) as (url, _, process):
         agent = package / "agent.py"
         agent.write_text(agent.read_text() + "\nraise SystemExit('edited')\n")
-        with pytest.raises(httpx.TransportError):
-            for _ in range(300):
-                httpx.get(f"{url}/health", timeout=1)
-                time.sleep(0.1)
+        wait_until_gone(url)
         process.send_signal(signal.SIGTERM)
 
 
@@ -208,11 +215,6 @@ def test_an_unreadable_database(tmp_path: Path) -> None:
         future.execute("INSERT INTO schema_migrations VALUES (99)")
     future.close()
     assert "newer" in fails(env=variables(tmp_path))
-
-
-def test_a_folder_without_an_agent(tmp_path: Path) -> None:
-    """Says what is missing."""
-    assert "agent_server/" in fails(env=variables(tmp_path), cwd=tmp_path)
 
 
 def test_the_env_file_beside_the_app_is_read(tmp_path: Path, model_url: str) -> None:

@@ -46,7 +46,7 @@ SAID = {"role": "assistant", "content": "A"}
         pytest.param(
             TALK, [user("x"), *TALK[1:3]], 0, [user("x"), *TALK[1:3]], id="another beginning"
         ),
-        pytest.param(TOOLS, [user("a"), SAID, user("b")], 4, [user("b")], id="a chat shows no tools"),
+        pytest.param(TOOLS, [user("a"), SAID, user("b")], 4, [user("b")], id="no tools shown"),
         pytest.param(TOOLS, [*TOOLS, user("b")], 4, [user("b")], id="tools and all"),
         pytest.param(
             TOOLS,

@@ -1,8 +1,8 @@
-"""One run as one Responses stream: the SDK's events of many model calls, made into a single answer.
+"""One run as one Responses stream: the SDK's events of many model calls, made into one answer.
 
 The SDK passes on what each model call says: every call begins and ends a response of its own and
-counts its output from 0, and some models leave out ids and closing events. Clients of the Responses API
-expect one beginning, one end, one growing output and closed items; this module makes them.
+counts its output from 0, and some models leave out ids and closing events. Clients of the
+Responses API expect one beginning, one end, one growing output and closed items; this makes them.
 
 Source of the shapes: https://platform.openai.com/docs/api-reference/responses-streaming
 """

@@ -61,17 +61,23 @@ class ResponsesRequest(BaseModel):
         examples=[[{"role": "user", "content": "Hello, I live in SF!"}]],
     )
     stream: bool = Field(default=False, description="Answer with server-sent events.")
-    background: bool = Field(default=False, description="Answer at once; poll or follow the run by its id.")
+    background: bool = Field(
+        default=False, description="Answer at once; poll or follow the run by its id."
+    )
     custom_inputs: dict[str, Any] | None = Field(
-        None, description="`session_id`: the session to go on with.", examples=[None]
+        default=None, description="`session_id`: the session to go on with.", examples=[None]
     )
     context: ChatContext | None = None
     conversation: str | ConversationRef | None = None
     previous_response_id: str | None = None
-    model: str | None = Field(default=None, description="Taken and ignored: the agent has its model.")
+    model: str | None = Field(
+        default=None, description="Taken and ignored: the agent has its model."
+    )
     metadata: dict[str, str] | None = None
     store: bool = Field(default=True, description="false: nothing of this turn is kept.")
-    user: str | None = Field(default=None, description="Taken and ignored: a body can't say whose it is.")
+    user: str | None = Field(
+        default=None, description="Taken and ignored: a body can't say whose it is."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -63,7 +63,7 @@ def serve(
 
 
 def _set_up_logs(settings: Settings) -> None:
-    """Ours at the level that is set; of others, what goes wrong: they may tell hosts and contents."""
+    """Ours as set; of others only what goes wrong, for they may tell hosts and contents."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name in ("threadkeep", "agent_server", "uvicorn.access"):
         logging.getLogger(name).setLevel(settings.log_level)
