@@ -108,6 +108,8 @@ class Run:
         self._storing: asyncio.Task[None] | None = None
         self.finished = False
         self._emit({"type": "response.created", "response": self.response()})
+        self._held = AsyncExitStack()
+        self._turn_task = asyncio.create_task(self._take_turn(), name=f"turn of {self.run_id}")
         self._task = asyncio.create_task(self._work(), name=self.run_id)
 
     def response(self) -> dict[str, Any]:
@@ -164,9 +166,9 @@ class Run:
         await self.wait()
 
     def _ask_to_stop(self, status: str) -> None:
-        if not self.finished and self._end_asked is None:
+        if self._end_asked is None:
             self._end_asked = status
-            self._task.cancel()
+            self._turn_task.cancel()
 
     def _emit(self, *events: Event) -> None:
         for event in events:
@@ -175,31 +177,37 @@ class Run:
         self._news = asyncio.Event()
 
     async def _work(self) -> None:
-        async with AsyncExitStack() as held:
-            try:
-                status = await self._outcome(held)
-            finally:
-                await self._stop_storing()
-            await self._end(status)
-
-    async def _outcome(self, held: AsyncExitStack) -> str:
-        """Does the work, and returns the status it ended with."""
+        """Watches over the turn. Only the turn is ever cancelled: its end is always told."""
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._queue()
-                await held.enter_async_context(self._turn_lock)
-                await self._admit()
-                await self._answer()
-            return "incomplete" if self._converter.incomplete_reason else "completed"
-        except asyncio.CancelledError:
-            await self._keep_what_was_said()
+            async with self._held:
+                await asyncio.wait({self._turn_task})
+                await self._stop_storing()
+                await self._end(await self._outcome())
+        finally:
+            if not self.finished:  # a fault of ours; nobody must wait for ever on top of it
+                self.failure = self.failure or describe(RuntimeError())
+                self._tell_end("failed")
+
+    async def _take_turn(self) -> None:
+        async with asyncio.timeout(self._timeout):
+            await self._queue()
+            await self._held.enter_async_context(self._turn_lock)
+            await self._admit()
+            await self._answer()
+
+    async def _outcome(self) -> str:
+        """The status that the turn ended with; what it leaves behind is put in order."""
+        if self._turn_task.cancelled():
             if self._end_asked != "cancelled":
                 self.failure = STOPPED
-            return self._end_asked or "failed"
-        except Exception as error:  # noqa: BLE001 - a run ends with its failure, whatever it is
+            await self._keep_what_was_said()
+            return "failed" if self.failure else "cancelled"
+        error = self._turn_task.exception()
+        if error is not None:
             self._fail(error)
             await self._take_back()
             return "failed"
+        return "incomplete" if self._converter.incomplete_reason else "completed"
 
     def _start_storing(self) -> None:
         if self.request.store and self._storing is None:
@@ -288,7 +296,7 @@ class Run:
         except DatabaseError as error:
             self._fail(error)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self.failure = describe(error)
         if not self.received.done():
             self.received.set_exception(error)
@@ -302,19 +310,25 @@ class Run:
 
     async def _end(self, status: str) -> None:
         """Stores the end, then tells it."""
-        self.status = status
-        final = {"type": _END_EVENTS[status], "response": self.response()}
         if self.request.store:
+            self.status = status
+            final = self._final() | {"sequence_number": len(self._events)}
             try:
-                await self._log.finish(status, final | {"sequence_number": len(self._events)})
+                await self._log.finish(status, final)
             except DatabaseError as error:
-                self.status = "failed"
                 self._fail(error)
-                final = {"type": "response.failed", "response": self.response()}
+                status = "failed"
+        self._tell_end(status)
+
+    def _tell_end(self, status: str) -> None:
+        self.status = status
         if not self.received.done():
             self.received.set_result(None)
         self.finished = True
-        self._emit(final)
+        self._emit(self._final())
+
+    def _final(self) -> Event:
+        return {"type": _END_EVENTS[self.status], "response": self.response()}
 
 
 async def _stop_runner(result: RunResultStreaming) -> None:
