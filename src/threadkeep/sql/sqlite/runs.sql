@@ -2,7 +2,7 @@
 
 -- name: queue_run
 -- Stores a run that waits for its session. No row: the session is somebody else's.
-INSERT INTO runs (run_id, session_id, owner, status, heartbeat_at, created_at)
+INSERT INTO runs (run_id, session_id, owner, status, alive_at, created_at)
 SELECT :run_id, :session_id, :owner, 'queued', now, now FROM clock
 WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owner <> :owner)
 RETURNING run_id;
@@ -16,14 +16,12 @@ ON CONFLICT (session_id) DO NOTHING;
 UPDATE sessions
 SET seq = seq + json_array_length(:items),
     run_id = :run_id,
+    run_alive_at = (SELECT now FROM clock),
     title = coalesce(title, :title),
     updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner
-  AND NOT EXISTS (
-    SELECT 1 FROM runs r, clock c
-    WHERE r.run_id = sessions.run_id AND r.status = 'in_progress'
-      AND r.heartbeat_at > c.now - :stale_after);
-INSERT INTO runs (run_id, session_id, owner, status, heartbeat_at, created_at)
+  AND (run_id IS NULL OR run_alive_at <= (SELECT now FROM clock) - :stale_after);
+INSERT INTO runs (run_id, session_id, owner, status, alive_at, created_at)
 SELECT :run_id, s.session_id, s.owner, 'in_progress', s.updated_at, s.updated_at
 FROM sessions s WHERE s.session_id = :session_id AND s.run_id = :run_id
 ON CONFLICT (run_id) DO UPDATE SET status = 'in_progress';
@@ -49,7 +47,9 @@ INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT r.run_id, :first_seq + j.key, j.value
 FROM runs r, json_each(:events) j
 WHERE r.run_id = :run_id AND r.status IN ('queued', 'in_progress');
-UPDATE runs SET heartbeat_at = (SELECT now FROM clock)
+UPDATE sessions SET run_alive_at = (SELECT now FROM clock)
+WHERE session_id = (SELECT r.session_id FROM runs r WHERE r.run_id = :run_id) AND run_id = :run_id;
+UPDATE runs SET alive_at = (SELECT now FROM clock)
 WHERE run_id = :run_id AND status IN ('queued', 'in_progress')
 RETURNING cancel_requested;
 
@@ -69,7 +69,7 @@ RETURNING status;
 -- One run of an owner; `lost` = 1 when its process gave no sign of life for `stale_after` ms.
 SELECT run_id, session_id, status, created_at, finished_at,
        status IN ('queued', 'in_progress')
-         AND heartbeat_at <= (SELECT now FROM clock) - :stale_after AS lost,
+         AND alive_at <= (SELECT now FROM clock) - :stale_after AS lost,
        (SELECT max(e.seq) FROM run_events e WHERE e.run_id = r.run_id) AS last_seq
 FROM runs r WHERE run_id = :run_id AND owner = :owner;
 

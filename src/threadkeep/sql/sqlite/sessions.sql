@@ -89,10 +89,7 @@ INSERT INTO sessions
 SELECT :fork_id, owner, title, metadata, :fork_epoch, seq, session_id, created_at, updated_at
 FROM sessions
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
-  AND NOT EXISTS (
-    SELECT 1 FROM runs r, clock c
-    WHERE r.run_id = sessions.run_id AND r.status = 'in_progress'
-      AND r.heartbeat_at > c.now - :stale_after);
+  AND (run_id IS NULL OR run_alive_at <= (SELECT now FROM clock) - :stale_after);
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT f.session_id, i.seq, i.data, i.run_id, i.created_at
 FROM sessions f JOIN items i ON i.session_id = f.parent_session_id

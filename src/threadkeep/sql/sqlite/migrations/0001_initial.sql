@@ -4,6 +4,7 @@ SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) AS now;
 
 -- owner '' is nobody's: what one person alone on a laptop makes.
 -- epoch is random and new after every change that is not an append; seq is that of the newest item.
+-- run_id is the run that has the session; it counts only while run_alive_at is renewed.
 CREATE TABLE sessions (
   session_id TEXT NOT NULL PRIMARY KEY,
   owner TEXT NOT NULL,
@@ -12,6 +13,7 @@ CREATE TABLE sessions (
   epoch INTEGER NOT NULL,
   seq INTEGER NOT NULL DEFAULT 0 CHECK (seq >= 0),
   run_id TEXT,
+  run_alive_at INTEGER NOT NULL DEFAULT 0,
   parent_session_id TEXT,
   created_at INTEGER NOT NULL,
   updated_at INTEGER NOT NULL
@@ -29,7 +31,7 @@ CREATE TABLE items (
   PRIMARY KEY (session_id, seq)
 ) STRICT, WITHOUT ROWID;
 
--- heartbeat_at is renewed by the process at work; a run without one for long has lost its process.
+-- alive_at is renewed by the process at work; a run that did not for long has lost its process.
 CREATE TABLE runs (
   run_id TEXT NOT NULL PRIMARY KEY,
   session_id TEXT NOT NULL,
@@ -37,7 +39,7 @@ CREATE TABLE runs (
   status TEXT NOT NULL
     CHECK (status IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled', 'incomplete')),
   cancel_requested INTEGER NOT NULL DEFAULT 0,
-  heartbeat_at INTEGER NOT NULL,
+  alive_at INTEGER NOT NULL,
   created_at INTEGER NOT NULL,
   finished_at INTEGER
 ) STRICT, WITHOUT ROWID;
