@@ -59,7 +59,9 @@ DIALOGUES = (
     Dialogue("My project is called Heron.", "What is my project called?", ("Heron",), 10),
     Dialogue("I'm afraid of spiders.", "What am I afraid of?", ("spiders?",), 1),
     Dialogue("I sit at desk 42.", "What is my desk number?", ("42", "forty-two"), 4),
-    Dialogue("My anniversary is June 12.", "When is my anniversary?", ("June 12(th)?", "12 June"), 7),
+    Dialogue(
+        "My anniversary is June 12.", "When is my anniversary?", ("June 12(th)?", "12 June"), 7
+    ),
     Dialogue("I study marine biology.", "What do I study?", ("marine biology",), 3),
     Dialogue("My cat Pixel is three years old.", "How old is my cat?", ("three", "3"), 9),
     Dialogue("My boss is Mr Okafor.", "Who is my boss?", ("Okafor",), 2),
@@ -130,7 +132,7 @@ async def run(say: Say, *, verbose: bool = False) -> int:
         if is_right(dialogue, reply):
             right += 1
         else:
-            print(f"wrong ({dialogue.talk} turns on): {dialogue.fact} {dialogue.question} {reply!r}")
+            print(f"wrong, {dialogue.talk} turns on: {dialogue.fact} {dialogue.question} {reply!r}")
         sys.stdout.flush()
     seconds = (time.monotonic() - started) / turns
     print(f"{right} of {len(DIALOGUES)} right, {seconds:.2f} seconds a turn, {turns} turns")
@@ -172,7 +174,7 @@ async def run_directly(*, verbose: bool) -> int:
     @function_tool
     def get_current_time() -> str:
         """Get the current date and time."""
-        return datetime.now(UTC).isoformat(timeespec="seconds")
+        return datetime.now(UTC).isoformat(timespec="seconds")
 
     runtime = LocalRuntime(None, on_progress=print)
     await runtime.start()

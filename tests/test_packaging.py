@@ -20,6 +20,7 @@ ELSEWHERE = [
     "test_page.py",
     "test_local_model.py",
     "test_local_weights.py",
+    "test_local_request.py",
     "test_docs.py",
 ]
 

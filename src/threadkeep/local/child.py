@@ -26,11 +26,12 @@ ERRORS_ONLY = 1
 
 def main() -> None:
     """Serve until standard input closes."""
+    sys.tracebacklimit = 0  # why it did not load is said in one line
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes us
     answers = _take_standard_output()
     settings = json.loads(sys.stdin.buffer.readline())
     # A thread, so that a parent that dies while the model loads takes us with it.
-    watcher = threading.Thread(target=_end_with_parent, args=(sys.stdin.buffer,))
+    watcher = threading.Thread(target=_end_with_parent, daemon=True)
     watcher.start()
     server = _serve(settings)
     answers.write(json.dumps({"address": server.listening_address}).encode() + b"\n")
@@ -45,8 +46,9 @@ def _take_standard_output() -> BinaryIO:
     return answers
 
 
-def _end_with_parent(stdin: BinaryIO) -> None:
-    stdin.read()
+def _end_with_parent() -> None:
+    while os.read(0, 1024):  # unbuffered: a lock held here would disturb an exit after an error
+        pass
     os._exit(0)  # llama.cpp's threads would hold an ordinary exit up
 
 

