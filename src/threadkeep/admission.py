@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from agents import TResponseInputItem
@@ -12,7 +12,6 @@ from uuid_utils import uuid7
 from threadkeep.database import Database
 from threadkeep.errors import SessionNotFoundError
 from threadkeep.history import (
-    History,
     Position,
     absorb,
     cache_of,
@@ -37,11 +36,15 @@ class Admitted:
         base: The items before it.
         input: The items of the request that were new.
         position: Where the session stood with the input stored.
+        made: Whether the session is new.
+        fork_id: Where the branch lies that was cut off for this turn; '' when none was.
     """
 
     base: list[TResponseInputItem]
     input: list[TResponseInputItem]
     position: Position
+    made: bool = False
+    fork_id: str = ""
 
 
 async def look(
@@ -65,6 +68,9 @@ async def admit(
     owner: str,
     run_id: str,
     items: Sequence[TResponseInputItem],
+    *,
+    created: str,
+    on_busy: Callable[[], Awaitable[None]],
 ) -> Admitted:
     """Stores the input of a turn and takes its session; waits while another run has it.
 
@@ -75,43 +81,57 @@ async def admit(
         run_id: The run that the items belong to.
         items: The request. Where it tells another conversation than the one stored, the old one is
             kept as a fork.
+        created: The first event of the run, as JSON.
+        on_busy: Called each time that another process has the session.
 
     Raises:
         SessionNotFoundError: The session is another owner's; nothing was written.
         InvalidInputError: The request can't be stored; nothing was written.
     """
     while True:
-        new: list[TResponseInputItem] | None = list(items)
-        if has_whole_view(items):
-            new = await _make_room(database, session_id, owner, items)
-        if new is not None:
-            begun = await _begin(database, session_id, owner, run_id, new)
+        room = await _make_room(database, session_id, owner, items)
+        if room is not None:
+            begun = await _begin(database, session_id, owner, run_id, created, *room)
             if begun is not None:
                 return begun
+        await on_busy()
         await asyncio.sleep(BUSY_POLL_SECONDS)
 
 
-async def take_back(database: Database, session_id: str, owner: str, admitted: Admitted) -> None:
-    """Removes the input of a turn, unless something was stored behind it."""
+async def take_back(
+    database: Database, session_id: str, owner: str, run_id: str, admitted: Admitted
+) -> None:
+    """Undoes what admitted a turn, unless something was stored behind it or the run was lost."""
     await database.call(
-        "cut_items",
+        "take_back_turn",
         session_id=session_id,
         owner=owner,
+        run_id=run_id,
         epoch=admitted.position.epoch,
         seq=admitted.position.seq,
         keep=admitted.position.seq - len(admitted.input),
+        fork_id=admitted.fork_id,
+        made=int(admitted.made),
         new_epoch=new_epoch(),
     )
 
 
 async def _make_room(
     database: Database, session_id: str, owner: str, items: Sequence[TResponseInputItem]
-) -> list[TResponseInputItem] | None:
-    """Cuts the session back to where the request differs; None when it must be looked at anew."""
+) -> tuple[list[TResponseInputItem], str] | None:
+    """Cuts the session back to where a whole view of it differs.
+
+    Returns:
+        The items that are new, and the id of the fork that keeps what was cut, or ''. None when the
+        session was changed meanwhile, or a run has it.
+    """
+    if not has_whole_view(items):
+        return list(items), ""
     history = await read_history(database, session_id, owner)
     plan = plan_turn(history.items(), items)
     if plan.keep == history.count:
-        return plan.new
+        return plan.new, ""
+    fork_id = str(uuid7())
     rows = await database.call(
         "branch_session",
         session_id=session_id,
@@ -119,12 +139,12 @@ async def _make_room(
         epoch=history.position.epoch,
         seq=history.position.seq,
         keep=history.seqs[plan.keep - 1] if plan.keep else 0,
-        fork_id=str(uuid7()),
+        fork_id=fork_id,
         fork_epoch=new_epoch(),
         new_epoch=new_epoch(),
         stale_after=LOST_AFTER_MS,
     )
-    return plan.new if rows else None
+    return (plan.new, fork_id) if rows else None
 
 
 async def _begin(
@@ -132,21 +152,25 @@ async def _begin(
     session_id: str,
     owner: str,
     run_id: str,
+    created: str,
     new: list[TResponseInputItem],
+    fork_id: str,
 ) -> Admitted | None:
     """Stores the input and takes the session; None when another run has it."""
-    known: History = cache_of(database).get(session_id, owner)
+    known = cache_of(database).get(session_id, owner)
+    first_epoch = new_epoch()
     rows = await database.call(
         "begin_turn",
         session_id=session_id,
         owner=owner,
         run_id=run_id,
+        created=created,
         items=encode_items(new, "input"),
         title=title_of(new),
         epoch=known.position.epoch,
         seq=known.position.seq,
         tag=known.position.tag,
-        new_epoch=new_epoch(),
+        new_epoch=first_epoch,
         stale_after=LOST_AFTER_MS,
     )
     if not rows[0]["owned"]:
@@ -155,4 +179,5 @@ async def _begin(
         return None
     history = absorb(database, session_id, owner, known, rows)
     stored = history.items()
-    return Admitted(stored[: len(stored) - len(new)], new, history.position)
+    made = history.position.epoch == first_epoch
+    return Admitted(stored[: len(stored) - len(new)], new, history.position, made, fork_id)

@@ -39,8 +39,44 @@ class SessionNotFoundError(NotFoundError):
         )
 
 
+class ResponseNotFoundError(NotFoundError):
+    """There is no such response of this owner. It never was, or was deleted with its session."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No such response of this owner. It never was, or was deleted with its session."
+        )
+
+
 class ConflictError(ThreadkeepError):
     """Somebody else changed the same thing first. Read it again, then decide."""
+
+
+class RunLostError(ConflictError):
+    """The session was deleted or taken over while this answer was being made. Ask again."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The session was deleted or taken over while this answer was being made. Ask again."
+        )
+
+
+class RunTimeoutError(ThreadkeepError):
+    """The answer took longer than TASK_TIMEOUT_SECONDS, so it was stopped."""
+
+    def __init__(self) -> None:
+        super().__init__("The answer took longer than TASK_TIMEOUT_SECONDS, so it was stopped.")
+
+
+class ServerStoppingError(ThreadkeepError):
+    """The server is about to stop and takes nothing new. Send it again in a moment."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is about to stop. Send it again in a moment.")
+
+
+class AgentCodeError(ThreadkeepError):
+    """A function in agent_server/agent.py gave what can't be used. Its author must mend it."""
 
 
 class DatabaseError(ThreadkeepError):

@@ -14,7 +14,7 @@ from typing import Any
 
 from threadkeep.admission import LOST_AFTER_MS
 from threadkeep.database import Database, Row
-from threadkeep.errors import DatabaseError, NotFoundError
+from threadkeep.errors import DatabaseError, ResponseNotFoundError
 from threadkeep.failures import STOPPED
 from threadkeep.history import json_text
 from threadkeep.response_events import Event
@@ -38,15 +38,16 @@ class EventLog:
 
     Args:
         database: Where.
-        run_id: The run; it must be stored already.
-        events: Its events, numbered from 0; the run appends to the list.
+        run_id: The run.
+        events: Its events, numbered from 0; the run appends to the list. The first is stored with
+            the run itself.
     """
 
     def __init__(self, database: Database, run_id: str, events: list[Event]) -> None:
         self._database = database
         self._run_id = run_id
         self._events = events
-        self._stored = 0
+        self._stored = 1
 
     async def keep_up(self) -> None:
         """Stores events as they come. Returns when the run is to stop: it was asked to, or lost."""
@@ -88,7 +89,7 @@ async def find_run(database: Database, run_id: str, owner: str) -> Row:
     """A stored run. One that lost its process is ended first.
 
     Raises:
-        NotFoundError: There is no such run of this owner.
+        ResponseNotFoundError: There is no such run of this owner.
     """
     row = await _get(database, run_id, owner)
     if row["lost"]:
@@ -103,7 +104,7 @@ async def follow_stored(
     """The events of a stored run behind a sequence number, to the last, as they are stored.
 
     Raises:
-        NotFoundError: There is no such run of this owner.
+        ResponseNotFoundError: There is no such run of this owner.
     """
     while True:
         row = await find_run(database, run_id, owner)
@@ -119,7 +120,7 @@ async def stored_response(database: Database, run_id: str, owner: str) -> dict[s
     """A stored run as the Responses API shows it.
 
     Raises:
-        NotFoundError: There is no such run of this owner.
+        ResponseNotFoundError: There is no such run of this owner.
     """
     row = await find_run(database, run_id, owner)
     events = await read_events(database, run_id, owner, -1)
@@ -135,7 +136,7 @@ async def read_events(database: Database, run_id: str, owner: str, after: int) -
 async def _get(database: Database, run_id: str, owner: str) -> Row:
     rows = await database.call("get_run", run_id=run_id, owner=owner, stale_after=LOST_AFTER_MS)
     if not rows:
-        raise NotFoundError("No such response. It never was, or was deleted with its session.")
+        raise ResponseNotFoundError
     return rows[0]
 
 
@@ -148,11 +149,11 @@ async def _end_lost(database: Database, row: Row, owner: str) -> None:
     }
     event = {"type": "response.failed", "sequence_number": number, "response": response}
     await database.call(
-        "finish_run",
+        "end_lost_run",
         run_id=row["run_id"],
-        first_seq=number,
-        events=[json_text(event)],
-        status="failed",
+        seq=number,
+        event=json_text(event),
+        stale_after=LOST_AFTER_MS,
     )
 
 

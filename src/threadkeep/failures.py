@@ -6,6 +6,8 @@ stays in the exception.
 
 from __future__ import annotations
 
+import logging
+import traceback
 from dataclasses import dataclass
 
 import openai
@@ -13,17 +15,22 @@ from agents.exceptions import (
     InputGuardrailTripwireTriggered,
     MaxTurnsExceeded,
     ModelBehaviorError,
+    ModelRefusalError,
     OutputGuardrailTripwireTriggered,
 )
 
 from threadkeep.errors import (
+    AgentCodeError,
     ConflictError,
     DatabaseError,
     InvalidInputError,
     ModelError,
     NotFoundError,
+    RunTimeoutError,
     ThreadkeepError,
 )
+
+_logger = logging.getLogger("threadkeep")
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,13 @@ STOPPED = Failure(
 )
 
 
+def log_fault(where: str, error: BaseException) -> None:
+    """Logs a fault of the code: its place, not its words, which may hold what users wrote."""
+    place = "".join(traceback.format_tb(error.__traceback__))
+    _logger.error("%s: %s\n%s", where, type(error).__name__, place)
+    _logger.debug("It says: %s", error)
+
+
 def describe(error: BaseException) -> Failure:
     """Tells what an exception means to whoever asked."""
     if isinstance(error, InvalidInputError):
@@ -59,10 +73,10 @@ def describe(error: BaseException) -> Failure:
         return Failure(409, "conflict", str(error))
     if isinstance(error, DatabaseError):
         return Failure(503, "database_unavailable", str(error))
-    if isinstance(error, TimeoutError):
-        return Failure(
-            504, "timeout", "The answer took longer than TASK_TIMEOUT_SECONDS, so it was stopped."
-        )
+    if isinstance(error, RunTimeoutError):
+        return Failure(504, "timeout", str(error))
+    if isinstance(error, AgentCodeError):
+        return Failure(500, "agent_error", str(error))
     if isinstance(error, ThreadkeepError) and not isinstance(error, ModelError):
         return Failure(503, "unavailable", str(error))
     return _of_the_agent(error)
@@ -73,8 +87,12 @@ def _of_the_agent(error: BaseException) -> Failure:
         return Failure(502, "model_error", str(error))
     if isinstance(error, openai.OpenAIError):
         return Failure(502, "model_error", _of_the_model(error))
+    if isinstance(error, ModelRefusalError):
+        return Failure(502, "model_error", "The model refused to answer.")
     if isinstance(error, ModelBehaviorError):
         return Failure(502, "model_error", "The model answered in a form that can't be used.")
+    if isinstance(error, TimeoutError):
+        return Failure(502, "model_error", "The model, or a tool, did not answer in time.")
     if isinstance(error, MaxTurnsExceeded):
         return Failure(502, "max_turns", "The agent used all its turns without a final answer.")
     if isinstance(error, (InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered)):

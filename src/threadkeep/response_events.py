@@ -9,6 +9,7 @@ Source of the shapes: https://platform.openai.com/docs/api-reference/responses-s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -70,7 +71,7 @@ class ResponseEvents:
         if event.type == "raw_response_event":
             # A provider may say what the client library has no type for; it is passed on.
             data = event.data.model_dump(mode="json", exclude_unset=True, warnings=False)
-            yield from self._model_event(data)
+            yield from self._model_event(_finite(data))
         elif event.type == "run_item_stream_event" and event.item.type in _LOCAL_OUTPUTS:
             yield from self._local_output(dict(event.item.to_input_item()))
 
@@ -82,12 +83,12 @@ class ResponseEvents:
         open_items = {state.index for state in self._items.values() if not state.done}
         self.output = [item for i, item in enumerate(self.output) if i not in open_items]
 
-    def cut_off(self) -> list[TResponseInputItem]:
-        """The messages that `stop` closed, as items for the session."""
+    def messages(self) -> list[TResponseInputItem]:
+        """What the agent said so far, as items for the session."""
         return [
             cast(TResponseInputItem, item)
             for item in self.output
-            if item.get("type") == "message" and item.get("status") == "incomplete"
+            if item.get("type") == "message" and item.get("content")
         ]
 
     def _so_far(self, state: _Item) -> dict[str, Any]:
@@ -186,6 +187,17 @@ class ResponseEvents:
         self.output.append(item)
         yield {"type": "response.output_item.added", "output_index": index, "item": item}
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
+
+
+def _finite(value: Any) -> Any:
+    """The value without numbers that JSON can't hold, such as a log probability of -inf."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return value
 
 
 def with_id(item: dict[str, Any]) -> dict[str, Any]:

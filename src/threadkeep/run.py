@@ -10,22 +10,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from agents import Agent, RunConfig, Runner, RunResultStreaming, TResponseInputItem, Usage
+from agents.run_error_handlers import RunErrorHandlerInput, RunErrorHandlerResult
 
 from threadkeep.admission import Admitted, admit, look, take_back
 from threadkeep.database import Database
-from threadkeep.errors import DatabaseError, SessionNotFoundError
+from threadkeep.errors import (
+    DatabaseError,
+    ModelError,
+    RunLostError,
+    RunTimeoutError,
+    SessionNotFoundError,
+)
 from threadkeep.event_log import EventLog
-from threadkeep.failures import STOPPED, Failure, describe
+from threadkeep.failures import STOPPED, Failure, describe, log_fault
+from threadkeep.history import json_text
 from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
-from threadkeep.session import Session
 from threadkeep.turn import TurnSession
+from threadkeep.turn_line import TurnLine
 
 _logger = logging.getLogger("threadkeep")
 
@@ -74,7 +80,7 @@ class Run:
     Args:
         request: What to do.
         database: Where the session lies.
-        turn_lock: Held by one run of a session at a time, in the order they came.
+        line: The runs of this process that want the session.
         timeout: How long it may work, in seconds.
 
     Attributes:
@@ -86,7 +92,7 @@ class Run:
     """
 
     def __init__(
-        self, request: RunRequest, database: Database, turn_lock: asyncio.Lock, timeout: float
+        self, request: RunRequest, database: Database, line: TurnLine, timeout: float
     ) -> None:
         self.request = request
         self.run_id = new_id("resp")
@@ -94,21 +100,21 @@ class Run:
         self.failure: Failure | None = None
         self.received: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._database = database
-        self._turn_lock = turn_lock
         self._timeout = timeout
-        self._session = Session(request.session_id, database=database, owner=request.owner or None)
         self._created_at = int(time.time())
         self._events: list[Event] = []
         self._news = asyncio.Event()
         self._log = EventLog(database, self.run_id, self._events)
         self._converter = ResponseEvents()
         self._usage: Usage | None = None
-        self._turn: Admitted | None = None
+        self._admitted: Admitted | None = None
+        self._session: TurnSession | None = None
         self._end_asked: str | None = None
         self._storing: asyncio.Task[None] | None = None
         self.finished = False
         self._emit({"type": "response.created", "response": self.response()})
-        self._held = AsyncExitStack()
+        self._line = line
+        self._place = line.enter()
         self._turn_task = asyncio.create_task(self._take_turn(), name=f"turn of {self.run_id}")
         self._task = asyncio.create_task(self._work(), name=self.run_id)
 
@@ -179,21 +185,27 @@ class Run:
     async def _work(self) -> None:
         """Watches over the turn. Only the turn is ever cancelled: its end is always told."""
         try:
-            async with self._held:
-                await asyncio.wait({self._turn_task})
-                await self._stop_storing()
-                await self._end(await self._outcome())
+            await asyncio.wait({self._turn_task})
+            await self._stop_storing()
+            await self._end(await self._outcome())
         finally:
+            self._line.leave(self._place)
             if not self.finished:  # a fault of ours; nobody must wait for ever on top of it
                 self.failure = self.failure or describe(RuntimeError())
                 self._tell_end("failed")
 
     async def _take_turn(self) -> None:
-        async with asyncio.timeout(self._timeout):
-            await self._queue()
-            await self._held.enter_async_context(self._turn_lock)
-            await self._admit()
-            await self._answer()
+        try:
+            async with asyncio.timeout(self._timeout) as limit:
+                if not self._place.done():
+                    await self._tell_that_it_waits()
+                await self._place
+                await self._admit()
+                await self._answer()
+        except TimeoutError as error:
+            if limit.expired():
+                raise RunTimeoutError from error
+            raise
 
     async def _outcome(self) -> str:
         """The status that the turn ended with; what it leaves behind is put in order."""
@@ -224,32 +236,41 @@ class Run:
         if not storing.cancelled():
             self._ask_to_stop("cancelled")
 
-    async def _queue(self) -> None:
+    async def _tell_that_it_waits(self) -> None:
         """Makes a run that has to wait known to other processes, and its client go on."""
-        if not self._turn_lock.locked():
+        if self.received.done():
             return
-        if self.request.store:
-            rows = await self._database.call(
-                "queue_run",
-                run_id=self.run_id,
-                session_id=self.request.session_id,
-                owner=self.request.owner,
-            )
-            if not rows:
-                raise SessionNotFoundError
+        request = self.request
+        if not request.store:
+            await look(self._database, request.session_id, request.owner, request.items)
+        elif await self._database.call(
+            "queue_run",
+            run_id=self.run_id,
+            session_id=request.session_id,
+            owner=request.owner,
+            created=json_text(self._events[0]),
+        ):
             self._start_storing()
+        else:
+            raise SessionNotFoundError
         self.received.set_result(None)
 
     async def _admit(self) -> None:
         request = self.request
+        where = (self._database, request.session_id, request.owner)
         if request.store:
-            self._turn = await admit(
-                self._database, request.session_id, request.owner, self.run_id, request.items
+            self._admitted = await admit(
+                *where,
+                self.run_id,
+                request.items,
+                created=json_text(self._events[0]),
+                on_busy=self._tell_that_it_waits,
             )
         else:
-            self._turn = await look(
-                self._database, request.session_id, request.owner, request.items
-            )
+            self._admitted = await look(*where, request.items)
+        self._session = TurnSession(
+            *where, self._admitted.base, run_id=self.run_id, store=request.store
+        )
         self._start_storing()
         self.status = "in_progress"
         self._emit({"type": "response.in_progress", "response": self.response()})
@@ -257,16 +278,15 @@ class Run:
             self.received.set_result(None)
 
     async def _answer(self) -> None:
-        assert self._turn is not None  # noqa: S101 - admitted before
-        session = TurnSession(
-            self._session, self._turn.base, run_id=self.run_id, store=self.request.store
-        )
+        assert self._admitted is not None  # noqa: S101 - admitted before
+        agent = self.request.agent
         result = Runner.run_streamed(
-            self.request.agent,
-            self._turn.input,
+            agent,
+            self._admitted.input,
             context=self.request.context,
             run_config=self.request.run_config,
-            session=session,
+            session=self._session,
+            error_handlers=None if agent.output_type else {"model_refusal": _refusal},
         )
         try:
             async for event in result.stream_events():
@@ -276,23 +296,33 @@ class Run:
             raise
         finally:
             self._usage = result.context_wrapper.usage
+        if result.interruptions:
+            self._converter.incomplete_reason = "approval_required"
+        elif not self._converter.output:
+            raise ModelError("The model gave no answer.")
 
     async def _keep_what_was_said(self) -> None:
+        """A turn that was stopped keeps what the agent had said and the Runner had not stored."""
         self._emit(*self._converter.stop())
-        said = self._converter.cut_off()
-        if said and self.request.store:
+        if self._session is None or not self.request.store:
+            return
+        said = self._converter.messages()[self._session.messages_stored :]
+        if said:
             try:
-                await self._session.append(said, run_id=self.run_id)
-            except DatabaseError as error:
+                await self._session.append(said)
+            except (DatabaseError, RunLostError) as error:
                 self._fail(error)
 
     async def _take_back(self) -> None:
         """A turn that failed before a tool had started leaves the session as it was."""
         self._emit(*self._converter.stop())
-        if self._turn is None or self._converter.tool_started or not self.request.store:
+        if self._admitted is None or self._converter.tool_started or not self.request.store:
             return
+        request = self.request
         try:
-            await take_back(self._database, self.request.session_id, self.request.owner, self._turn)
+            await take_back(
+                self._database, request.session_id, request.owner, self.run_id, self._admitted
+            )
         except DatabaseError as error:
             self._fail(error)
 
@@ -303,10 +333,7 @@ class Run:
             self.received.exception()  # seen: it is the failure too, and nobody may be waiting
         _logger.warning("Run %s failed: %s", self.run_id, self.failure.code)
         if self.failure.status == 500:
-            # Where, not what: the text of an exception may hold what users wrote.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            _logger.error("%s in the agent:\n%s", type(error).__name__, where)
-            _logger.debug("It says: %s", error)
+            log_fault(f"The agent of run {self.run_id}", error)
 
     async def _end(self, status: str) -> None:
         """Stores the end, then tells it."""
@@ -336,3 +363,8 @@ async def _stop_runner(result: RunResultStreaming) -> None:
     result.cancel()
     async for _ in result.stream_events():
         continue
+
+
+def _refusal(data: RunErrorHandlerInput[Any]) -> RunErrorHandlerResult:
+    """A refusal is an answer like any other: the user is told, and the session keeps it."""
+    return RunErrorHandlerResult(getattr(data.error, "refusal", None), include_in_history=False)

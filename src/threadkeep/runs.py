@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from threadkeep.database import Database
-from threadkeep.errors import NotFoundError
+from threadkeep.errors import ResponseNotFoundError, ServerStoppingError
 from threadkeep.event_log import UNFINISHED, find_run, follow_stored, stored_response
 from threadkeep.response_events import Event
 from threadkeep.run import Run, RunRequest
+from threadkeep.turn_line import TurnLine
 
 
 class Runs:
@@ -30,14 +31,19 @@ class Runs:
         self._database = database
         self._timeout = timeout
         self._runs: dict[str, Run] = {}
-        self._turn_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = (
-            weakref.WeakValueDictionary()
-        )
+        self._lines: weakref.WeakValueDictionary[str, TurnLine] = weakref.WeakValueDictionary()
+        self._stopping = False
 
     def start(self, request: RunRequest) -> Run:
-        """Starts a run; runs of one session work one after the other, in the order they came."""
-        lock = self._turn_locks.setdefault(request.session_id, asyncio.Lock())
-        run = Run(request, self._database, lock, self._timeout)
+        """Starts a run; runs of one session work one after the other, in the order they came.
+
+        Raises:
+            ServerStoppingError: Runs are being stopped.
+        """
+        if self._stopping:
+            raise ServerStoppingError
+        line = self._lines.setdefault(request.session_id, TurnLine())
+        run = Run(request, self._database, line, self._timeout)
         self._runs[run.run_id] = run
         run.on_end(self._forget)
         return run
@@ -46,7 +52,7 @@ class Runs:
         """A run as the Responses API shows it.
 
         Raises:
-            NotFoundError: There is no such run of this owner.
+            ResponseNotFoundError: There is no such run of this owner.
         """
         run = self._own(run_id, owner)
         if run is not None:
@@ -57,7 +63,7 @@ class Runs:
         """A run's events behind a sequence number, to the last, as they come.
 
         Raises:
-            NotFoundError: There is no such run of this owner; raised before anything is given.
+            ResponseNotFoundError: There is no such run of this owner; raised before any event.
         """
         run = self._own(run_id, owner)
         if run is not None:
@@ -69,7 +75,7 @@ class Runs:
         """The sequence number of the last event of a run that has ended, else None.
 
         Raises:
-            NotFoundError: There is no such run of this owner.
+            ResponseNotFoundError: There is no such run of this owner.
         """
         if self._own(run_id, owner) is not None:
             return None
@@ -80,12 +86,13 @@ class Runs:
         """Stops a run, wherever it is; what was said stays. One that has ended is left as it is.
 
         Raises:
-            NotFoundError: There is no such run of this owner.
+            ResponseNotFoundError: There is no such run of this owner.
         """
         run = self._own(run_id, owner)
         if run is not None:
             await run.stop()
-        elif await self._database.call("request_cancel", run_id=run_id, owner=owner):
+            return run.response()
+        if await self._database.call("request_cancel", run_id=run_id, owner=owner):
             async for _ in follow_stored(self._database, run_id, owner, -1):
                 continue
         return await self.response(run_id, owner)
@@ -103,7 +110,7 @@ class Runs:
         """The session of a run.
 
         Raises:
-            NotFoundError: There is no such run of this owner.
+            ResponseNotFoundError: There is no such run of this owner.
         """
         run = self._own(run_id, owner)
         if run is not None:
@@ -112,13 +119,14 @@ class Runs:
         return session_id
 
     async def aclose(self) -> None:
-        """Stops all runs of this process; what they said stays."""
+        """Stops all runs of this process, and starts no more; what they said stays."""
+        self._stopping = True
         await asyncio.gather(*(run.stop("failed") for run in list(self._runs.values())))
 
     def _own(self, run_id: str, owner: str) -> Run | None:
         run = self._runs.get(run_id)
         if run is not None and run.request.owner != owner:
-            raise NotFoundError("No such response.")
+            raise ResponseNotFoundError
         return run
 
     def _forget(self, run: Run) -> None:

@@ -135,15 +135,6 @@ class Session:
             SessionNotFoundError: The session is another owner's; nothing was written.
             DatabaseError: Nothing was written.
         """
-        await self.append(items)
-
-    async def append(self, items: list[TResponseInputItem], *, run_id: str | None = None) -> None:
-        """Appends items, all or none, as `add_items` does.
-
-        Args:
-            items: JSON objects.
-            run_id: The run they belong to.
-        """
         encoded = encode_items(items)
         if not encoded:
             return
@@ -153,7 +144,6 @@ class Session:
             owner=self._owner,
             items=encoded,
             title=title_of(items),
-            run_id=run_id,
             new_epoch=new_epoch(),
         )
         if not rows[0]["owned"]:

@@ -160,7 +160,7 @@ def _serve(path: Path | None, jobs: queue.SimpleQueue[_Job | None]) -> None:
                 connection = connection or _open(path)
                 _commit_together(connection, batch)
             except sqlite3.Error as error:
-                _fail(batch, error, path)
+                _fail(batch, error)
             except DatabaseError as error:
                 for job in batch:
                     job.error = job.error or error
@@ -228,10 +228,10 @@ def _run_job(connection: sqlite3.Connection, job: _Job) -> None:
     connection.execute("RELEASE job")
 
 
-def _fail(batch: list[_Job], error: sqlite3.Error, path: Path | None) -> None:
+def _fail(batch: list[_Job], error: sqlite3.Error) -> None:
     for job in batch:
         job.result = None
-        job.error = _translated(error, path)
+        job.error = _translated(error, None)
         job.error.__cause__ = error
 
 
@@ -272,6 +272,8 @@ def _translated(error: sqlite3.Error, path: Path | None) -> DatabaseError:
         )
     if code == sqlite3.SQLITE_FULL:
         return DatabaseUnavailableError(f"{where} can't grow: the disk is full. Free some space.")
+    if code == sqlite3.SQLITE_IOERR:
+        return DatabaseUnavailableError(f"{where} can't be read or written: check its disk.")
     if code == sqlite3.SQLITE_CORRUPT:
         return DatabaseUnavailableError(
             f"{where} is damaged. Restore a backup, or recover it with: sqlite3 FILE .recover"

@@ -14,7 +14,9 @@ from typing import Any, cast
 
 from agents import RunContextWrapper, SessionSettings, TResponseInputItem
 
-from threadkeep.errors import InvalidInputError
+from threadkeep.database import Database
+from threadkeep.errors import InvalidInputError, ModelError, RunLostError
+from threadkeep.history import encode_items
 from threadkeep.response_events import PLACEHOLDER_ID, with_id
 from threadkeep.session import Session, text_of
 
@@ -159,27 +161,37 @@ class TurnSession:
     """The Session that the Runner gets for one run: its input is stored already.
 
     Args:
-        session: Where the items go.
+        database: Where the session lies.
+        session_id: The conversation.
+        owner: Whose it is; '' is nobody's.
         base: The items before this turn.
-        run_id: Marks the items that the run adds.
+        run_id: Must have the session for anything to be written.
         store: False: nothing is written, for requests with `store: false`.
+
+    Attributes:
+        messages_stored: How many messages of the agent the Runner has stored in this turn.
     """
 
     def __init__(
         self,
-        session: Session,
+        database: Database,
+        session_id: str,
+        owner: str,
         base: list[TResponseInputItem],
         *,
         run_id: str,
         store: bool,
     ) -> None:
-        self.session_id = session.session_id
+        self.session_id = session_id
         self.session_settings: SessionSettings | None = None
-        self._session = session
+        self.messages_stored = 0
+        self._database = database
+        self._owner = owner
+        self._session = Session(session_id, database=database, owner=owner or None)
         self._base: list[TResponseInputItem] | None = base
         self._run_id = run_id
         self._store = store
-        self._input_comes = True
+        self._input_comes = store
 
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
@@ -192,14 +204,36 @@ class TurnSession:
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
     ) -> None:
-        """Stores items of the run. The Runner's first batch is its input, which is stored."""
+        """Stores items of the run. The Runner's first batch is its input, which is stored.
+
+        Raises:
+            RunLostError: The run has lost its session; nothing was written.
+            ModelError: The model gave an item that can't be stored; nothing was written.
+        """
         if self._input_comes:
             self._input_comes = False
         elif self._store:
             self._base = None
-            await self._session.append([_with_own_id(item) for item in items], run_id=self._run_id)
+            await self.append([_with_own_id(item) for item in items])
+            self.messages_stored += sum(item.get("role") == "assistant" for item in items)
         elif self._base is not None:
             self._base = self._base + items
+
+    async def append(self, items: list[TResponseInputItem]) -> None:
+        """Stores items of the run, whichever. Raises as `add_items` does."""
+        try:
+            encoded = encode_items(items)
+        except InvalidInputError as error:
+            raise ModelError("The model gave an item that can't be stored.") from error
+        rows = await self._database.call(
+            "append_run_items",
+            session_id=self.session_id,
+            owner=self._owner,
+            run_id=self._run_id,
+            items=encoded,
+        )
+        if not rows:
+            raise RunLostError
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None

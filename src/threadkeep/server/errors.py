@@ -76,7 +76,6 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ThreadkeepError, _threadkeep_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected_error)
 
 
 async def _threadkeep_error(_: Request, error: Exception) -> JSONResponse:
@@ -116,12 +115,8 @@ def _dotted(path: Sequence[str | int]) -> str:
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
-    codes = {404: "no_such_route", 405: "method_not_allowed", 413: "too_large"}
+    codes = {401: "unknown_user", 404: "no_such_route", 405: "method_not_allowed", 413: "too_large"}
     code = codes.get(error.status_code, "http_error")
     return error_response(
         Failure(error.status_code, code, f"{error.detail}."), **(error.headers or {})
     )
-
-
-async def _unexpected_error(_: Request, error: Exception) -> JSONResponse:
-    return error_response(describe(error))

@@ -4,6 +4,7 @@
   another site can't reach it under a name of its own (DNS rebinding).
 - A browser says where a request comes from; other sites can't make it change anything.
 - A body has a size limit, whether it says its length or not.
+- Whatever goes wrong behind it, the reply is an error in the one shape.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from threadkeep.failures import Failure
+from threadkeep.failures import Failure, describe, log_fault
 from threadkeep.server.errors import error_response
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -53,7 +54,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -63,12 +68,17 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is not None:
             await error_response(refusal)(scope, receive, send_with_headers)
-        else:
+            return
+        try:
             await self._app(scope, _limited(receive), send_with_headers)
+        except Exception as error:  # noqa: BLE001 - the last place to make an answer of it
+            log_fault(f"{scope['method']} {scope['path']}", error)
+            if not begun:
+                await error_response(describe(error))(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> Failure | None:
         headers = Headers(scope=scope)
-        host = urlsplit(f"//{headers.get('host', '')}").hostname
+        host = _host_of(f"//{headers.get('host', '')}")
         if self._names is not None and host not in self._names:
             return Failure(
                 403,
@@ -89,7 +99,14 @@ def _from_another_site(headers: Headers, host: str | None) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).hostname != host
+    return origin is not None and _host_of(origin) != host
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _too_large() -> str:

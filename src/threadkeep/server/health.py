@@ -10,12 +10,14 @@ from threadkeep.migrate import RELEASE
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> dict[str, str]:
     """200 as long as the process serves requests."""
     return {"status": "healthy"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> JSONResponse:
     """200 when the database and the model answer; 503 says which does not yet."""

@@ -50,7 +50,7 @@ def owner_of(request: Request) -> str:
     """
     if not request.app.state.settings.behind_proxy:
         return ""
-    user = request.headers.get(USER_HEADER)
-    if not user:
-        raise HTTPException(401, "The proxy did not say who you are (X-Forwarded-User)")
-    return check_id(user, "X-Forwarded-User")
+    users = request.headers.getlist(USER_HEADER)
+    if len(users) != 1 or not users[0]:
+        raise HTTPException(401, "The proxy did not say who you are, once (X-Forwarded-User)")
+    return check_id(users[0], "X-Forwarded-User")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 from agents import TResponseInputItem
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from threadkeep.errors import InvalidInputError
-from threadkeep.history import json_text
 from threadkeep.response_events import new_id
+
+MAX_ITEMS = 10_000
+"""Of one request."""
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),
@@ -113,6 +116,10 @@ def input_items(value: str | list[dict[str, Any]]) -> list[TResponseInputItem]:
         value = [{"role": "user", "content": value}]
     if not value:
         raise InvalidInputError("input is empty. Send a message.", param="input", code="empty")
+    if len(value) > MAX_ITEMS:
+        raise InvalidInputError(
+            f"input has {len(value)} items; {MAX_ITEMS} at most can be sent at once.", param="input"
+        )
     return [_checked(item, f"input[{index}]") for index, item in enumerate(value)]
 
 
@@ -133,13 +140,28 @@ def _checked(item: dict[str, Any], at: str) -> TResponseInputItem:
             param=f"{at}.type",
             code="unsupported_item",
         )
-    if json_text(item).isascii() and _has_surrogates(item):
-        raise _wrong(at, "holds half of a surrogate pair, which is no character")
+    check_json(item, at)
     if kind in _KEPT:
         item = {name: item[name] for name in _KEPT[kind] if name in item}
-    if item.get("role") == "assistant":
+    if kind == "message" and item["role"] == "assistant":
         item = _said_by_agent(item["content"])
     return cast(TResponseInputItem, item)
+
+
+def check_json(value: object, param: str) -> None:
+    """Refuses what JSON's readers take and its writers, or models, do not.
+
+    Raises:
+        InvalidInputError: It holds half of a surrogate pair, no number, or is nested too deeply.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        message = f"{param} holds half of a surrogate pair, which is no character."
+        raise InvalidInputError(message, param=param) from error
+    except (ValueError, RecursionError) as error:
+        message = f"{param} holds what is no number in JSON, or is nested too deeply."
+        raise InvalidInputError(message, param=param) from error
 
 
 def _said_by_agent(content: str | list[dict[str, Any]]) -> dict[str, Any]:
@@ -189,14 +211,6 @@ def _check_texts(values: dict[str, Any], at: str, *names: str) -> None:
     for name in names:
         if not isinstance(values.get(name), str):
             raise _wrong(f"{at}.{name}", "must be a string")
-
-
-def _has_surrogates(value: object) -> bool:
-    if isinstance(value, str):
-        return any("\ud800" <= c <= "\udfff" for c in value)
-    if isinstance(value, dict):
-        return any(_has_surrogates(part) for pair in value.items() for part in pair)
-    return isinstance(value, list) and any(_has_surrogates(part) for part in value)
 
 
 def _wrong(param: str, what: str) -> InvalidInputError:

@@ -11,11 +11,12 @@ from agents import Agent, RunConfig
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from threadkeep.errors import AgentCodeError, InvalidInputError
 from threadkeep.history import check_id
 from threadkeep.run import Run, RunRequest
 from threadkeep.server.errors import RunFailedError
 from threadkeep.server.identity import owner_of
-from threadkeep.server.requests import ResponsesRequest, input_items
+from threadkeep.server.requests import ResponsesRequest, check_json, input_items
 from threadkeep.server.sse import event_stream, with_html
 
 router = APIRouter(tags=["responses"])
@@ -84,8 +85,8 @@ async def get_response(
     if not stream:
         return JSONResponse(await runs.response(response_id, owner))
     after = -1 if starting_after is None else starting_after
-    if last_event_id is not None and last_event_id.isdecimal():
-        after = min(int(last_event_id), MAX_CURSOR)
+    if last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 16:
+        after = int(last_event_id)
     ended_at = await runs.ended_at(response_id, owner)
     if ended_at is not None and after >= ended_at:
         return Response(status_code=204)
@@ -104,9 +105,16 @@ async def cancel_response(response_id: str, request: Request, owner: Owner) -> d
 async def _start(body: ResponsesRequest, request: Request, owner: str) -> Run:
     state = request.app.state
     items = input_items(body.input)
+    check_json(body.metadata, "metadata")
+    if body.background and not body.store:
+        raise InvalidInputError(
+            "background needs store: an answer that is not kept can't be fetched later.",
+            param="store",
+        )
     if body.previous_response_id is not None and body.conversation is None:
-        body.conversation = await state.runs.session_of(body.previous_response_id, owner)
-    session_id = check_id(state.get_session_id(body), "custom_inputs.session_id")
+        response_id = check_id(body.previous_response_id, "previous_response_id")
+        body.conversation = await state.runs.session_of(response_id, owner)
+    session_id = _session_id(state.get_session_id, body)
     context = AgentContext(session_id, owner or None, body)
     run: Run = state.runs.start(
         RunRequest(
@@ -126,3 +134,13 @@ async def _start(body: ResponsesRequest, request: Request, owner: str) -> Run:
     )
     await asyncio.shield(run.received)
     return run
+
+
+def _session_id(get_session_id: GetSessionId, body: ResponsesRequest) -> str:
+    """The session of a request; whose fault it is when that is no id, the error tells."""
+    told: object = get_session_id(body)
+    if isinstance(told, str) or told == (body.custom_inputs or {}).get("session_id"):
+        return check_id(told, "custom_inputs.session_id")
+    raise AgentCodeError(
+        f"get_session_id in agent_server/agent.py must return a string, not {type(told).__name__}."
+    )

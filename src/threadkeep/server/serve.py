@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 from dotenv import load_dotenv
@@ -116,6 +117,15 @@ def _print_banner(settings: Settings, app: FastAPI, listener: socket.socket, pag
     )
 
 
+class _Server(uvicorn.Server):
+    """Ends running answers first when it is told to stop, so that their clients are told."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops runs, then connections."""
+        await cast(FastAPI, self.config.app).state.runs.aclose()
+        await super().shutdown(sockets)
+
+
 def _run(
     app: FastAPI,
     import_name: str,
@@ -124,17 +134,34 @@ def _run(
     settings: Settings,
     listener: socket.socket,
 ) -> None:
-    several = reload or settings.workers > 1
-    uvicorn.run(
-        import_name if several else app,
-        factory=several,
-        fd=listener.fileno(),
-        reload=reload,
-        reload_dirs=[str(folder)] if reload else None,
-        workers=settings.workers,
-        log_config=None,
-        log_level=logging.WARNING,
-        access_log=settings.log_level == "DEBUG",
-        timeout_graceful_shutdown=STOP_SECONDS,
-        server_header=False,
-    )
+    options: dict[str, Any] = {
+        "log_config": None,
+        "log_level": logging.WARNING,
+        "access_log": settings.log_level == "DEBUG",
+        "timeout_graceful_shutdown": STOP_SECONDS,
+        "server_header": False,
+    }
+    if reload or settings.workers > 1:
+        uvicorn.run(
+            import_name,
+            factory=True,
+            fd=listener.fileno(),
+            reload=reload,
+            reload_dirs=[str(folder)] if reload else None,
+            workers=settings.workers,
+            **options,
+        )
+        return
+    server = _Server(uvicorn.Config(app, **options))
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        return
+    except SystemExit:
+        if not server.started:
+            raise
+        # A tool that calls sys.exit() ends the event loop, but not the process, whose other threads
+        # would keep it and its port for ever.
+        logging.getLogger("threadkeep").exception("Something called sys.exit(); the server ends")
+        logging.shutdown()
+        os._exit(1)

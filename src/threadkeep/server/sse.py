@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 
 from starlette.responses import StreamingResponse
 
+from threadkeep.errors import ThreadkeepError
+from threadkeep.failures import describe
 from threadkeep.history import json_text
 from threadkeep.response_events import Event
 from threadkeep.server.markdown import StreamRenderer
@@ -50,11 +52,16 @@ async def with_html(events: AsyncIterator[Event], after: int) -> AsyncIterator[E
 
 
 async def _frames(events: AsyncIterator[Event]) -> AsyncIterator[str]:
-    async for event in _with_pings(events):
-        if event is None:
-            yield ": ping\n\n"
-        else:
-            yield f"id: {event['sequence_number']}\ndata: {json_text(event)}\n\n"
+    try:
+        async for event in _with_pings(events):
+            if event is None:
+                yield ": ping\n\n"
+            else:
+                yield f"id: {event['sequence_number']}\ndata: {json_text(event)}\n\n"
+    except ThreadkeepError as error:  # its run was deleted, or the database is gone
+        failure = describe(error)
+        said = {"type": "error", "code": failure.code, "message": failure.message, "param": None}
+        yield f"data: {json_text(said)}\n\n"
     yield "data: [DONE]\n\n"
 
 

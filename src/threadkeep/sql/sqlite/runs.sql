@@ -1,4 +1,5 @@
--- Runs and their streamed events.
+-- Runs and their streamed events. What a run at work writes is fenced: it must still have its session
+-- (`sessions.run_id`), or else somebody took that over, or deleted it, and nothing is written.
 
 -- name: queue_run
 -- Stores a run that waits for its session. No row: the session is somebody else's.
@@ -6,10 +7,13 @@ INSERT INTO runs (run_id, session_id, owner, status, alive_at, created_at)
 SELECT :run_id, :session_id, :owner, 'queued', now, now FROM clock
 WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owner <> :owner)
 RETURNING run_id;
+INSERT INTO run_events (run_id, seq, data)
+SELECT run_id, 0, :created FROM runs WHERE run_id = :run_id;
 
 -- name: begin_turn
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
--- read_items does. `busy` = 1: another run that is alive has the session, and nothing was written.
+-- read_items does. `busy` = 1: another run that is alive has the session or has waited for longer,
+-- and nothing was written.
 INSERT INTO sessions (session_id, owner, epoch, created_at, updated_at)
 SELECT :session_id, :owner, :new_epoch, now, now FROM clock WHERE true
 ON CONFLICT (session_id) DO NOTHING;
@@ -20,11 +24,18 @@ SET seq = seq + json_array_length(:items),
     title = coalesce(title, :title),
     updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner
-  AND (run_id IS NULL OR run_alive_at <= (SELECT now FROM clock) - :stale_after);
+  AND (run_id IS NULL OR run_alive_at <= (SELECT now FROM clock) - :stale_after)
+  AND NOT EXISTS (
+    SELECT 1 FROM runs q
+    WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id
+      AND q.alive_at > (SELECT now FROM clock) - :stale_after);
 INSERT INTO runs (run_id, session_id, owner, status, alive_at, created_at)
 SELECT :run_id, s.session_id, s.owner, 'in_progress', s.updated_at, s.updated_at
 FROM sessions s WHERE s.session_id = :session_id AND s.run_id = :run_id
 ON CONFLICT (run_id) DO UPDATE SET status = 'in_progress';
+INSERT OR IGNORE INTO run_events (run_id, seq, data)
+SELECT s.run_id, 0, :created FROM sessions s
+WHERE s.session_id = :session_id AND s.run_id = :run_id;
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
 FROM sessions s, json_each(:items) j
@@ -41,29 +52,86 @@ LEFT JOIN items i
 WHERE s.session_id = :session_id
 ORDER BY i.seq;
 
+-- name: append_run_items
+-- Stores items of a run behind the newest one. No row: the run has lost its session.
+UPDATE sessions
+SET seq = seq + json_array_length(:items), updated_at = (SELECT now FROM clock)
+WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id;
+INSERT INTO items (session_id, seq, data, run_id, created_at)
+SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
+FROM sessions s, json_each(:items) j
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id;
+SELECT epoch, seq FROM sessions
+WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id;
+
+-- name: take_back_turn
+-- Undoes what admitted a turn, if nothing was stored since: removes the input, which lies after seq
+-- `keep`; puts back from the fork what was cut off for it, and removes that fork; removes a session
+-- that the turn had `made`.
+DELETE FROM items
+WHERE session_id = :session_id AND seq > :keep
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.owner = :owner
+              AND s.run_id = :run_id AND s.epoch = :epoch AND s.seq = :seq);
+UPDATE sessions
+SET seq = max(:keep, coalesce((SELECT f.seq FROM sessions f WHERE f.session_id = :fork_id), 0)),
+    epoch = :new_epoch,
+    title = CASE WHEN :keep > 0 OR :fork_id <> '' THEN title END,
+    updated_at = (SELECT now FROM clock)
+WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id
+  AND epoch = :epoch AND seq = :seq;
+INSERT INTO items (session_id, seq, data, run_id, created_at)
+SELECT :session_id, i.seq, i.data, i.run_id, i.created_at
+FROM items i JOIN sessions s ON s.session_id = :session_id AND s.epoch = :new_epoch
+WHERE i.session_id = :fork_id AND i.seq > :keep;
+DELETE FROM items
+WHERE session_id = :fork_id
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
+DELETE FROM sessions
+WHERE session_id = :fork_id
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
+DELETE FROM sessions
+WHERE session_id = :session_id AND epoch = :new_epoch AND seq = 0 AND :made = 1;
+
 -- name: add_run_events
 -- Stores events of a run that is still this process's, as a sign of life too. No row: it was lost.
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT r.run_id, :first_seq + j.key, j.value
 FROM runs r, json_each(:events) j
-WHERE r.run_id = :run_id AND r.status IN ('queued', 'in_progress');
+WHERE r.run_id = :run_id
+  AND (r.status = 'queued' OR r.status = 'in_progress' AND EXISTS (
+    SELECT 1 FROM sessions s WHERE s.session_id = r.session_id AND s.run_id = r.run_id));
 UPDATE sessions SET run_alive_at = (SELECT now FROM clock)
 WHERE session_id = (SELECT r.session_id FROM runs r WHERE r.run_id = :run_id) AND run_id = :run_id;
 UPDATE runs SET alive_at = (SELECT now FROM clock)
-WHERE run_id = :run_id AND status IN ('queued', 'in_progress')
+WHERE run_id = :run_id
+  AND (status = 'queued' OR status = 'in_progress' AND EXISTS (
+    SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id AND s.run_id = runs.run_id))
 RETURNING cancel_requested;
 
 -- name: finish_run
--- Stores the last events of a run with its end, and gives its session free.
+-- Stores the last events of a run with its end, and gives its session free. No row: it was lost.
+-- A session that was taken back whole is no hindrance.
+UPDATE runs SET status = :status, finished_at = (SELECT now FROM clock)
+WHERE run_id = :run_id
+  AND (status = 'queued' OR status = 'in_progress' AND NOT EXISTS (
+    SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id AND s.run_id IS NOT runs.run_id))
+RETURNING status;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
-SELECT r.run_id, :first_seq + j.key, j.value
-FROM runs r, json_each(:events) j
-WHERE r.run_id = :run_id AND r.status IN ('queued', 'in_progress');
+SELECT :run_id, :first_seq + j.key, j.value
+FROM json_each(:events) j WHERE changes() = 1;  -- of the update above
 UPDATE sessions SET run_id = NULL
 WHERE session_id = (SELECT r.session_id FROM runs r WHERE r.run_id = :run_id) AND run_id = :run_id;
-UPDATE runs SET status = :status, finished_at = (SELECT now FROM clock)
+
+-- name: end_lost_run
+-- Ends a run whose process gave no sign of life for `stale_after` ms, with a last event.
+UPDATE runs SET status = 'failed', finished_at = (SELECT now FROM clock)
 WHERE run_id = :run_id AND status IN ('queued', 'in_progress')
-RETURNING status;
+  AND alive_at <= (SELECT now FROM clock) - :stale_after;
+INSERT OR IGNORE INTO run_events (run_id, seq, data)
+SELECT :run_id, :seq, :event WHERE changes() = 1;  -- of the update above
+UPDATE sessions SET run_id = NULL
+WHERE session_id = (SELECT r.session_id FROM runs r WHERE r.run_id = :run_id AND r.status = 'failed')
+  AND run_id = :run_id;
 
 -- name: get_run
 -- One run of an owner; `lost` = 1 when its process gave no sign of life for `stale_after` ms.

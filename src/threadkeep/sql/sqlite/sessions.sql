@@ -13,7 +13,7 @@ SET seq = seq + json_array_length(:items),
     updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner;
 INSERT INTO items (session_id, seq, data, run_id, created_at)
-SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
+SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, NULL, s.updated_at
 FROM sessions s, json_each(:items) j
 WHERE s.session_id = :session_id AND s.owner = :owner;
 SELECT epoch, seq, owner = :owner AS owned FROM sessions WHERE session_id = :session_id;

@@ -45,6 +45,7 @@ CREATE TABLE runs (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX runs_by_session ON runs (session_id);
+CREATE INDEX runs_waiting ON runs (session_id, run_id) WHERE status = 'queued';
 
 CREATE TABLE run_events (
   run_id TEXT NOT NULL,
