@@ -22,6 +22,8 @@ async def chat_completions(request: Request) -> StreamingResponse:
     """Answers from what the user said before, a word at a time."""
     body = await request.json()
     said = " ".join(str(m["content"]) for m in body["messages"] if m["role"] == "user")
+    if said.endswith("slow"):
+        await asyncio.sleep(30)
     return StreamingResponse(_chunks(_answer(said)), media_type="text/event-stream")
 
 

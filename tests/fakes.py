@@ -3,6 +3,8 @@
 say TEXT          answers TEXT
 count N           counts to N, a word at a time
 hold              says "Holding" and goes on when the test lets it
+linger TEXT       answers TEXT, and ends the answer when the test lets it
+refuse            refuses to answer
 time              calls get_current_time and tells what it said
 fail              fails as a provider does
 time and fail     calls get_current_time, then fails
@@ -28,6 +30,7 @@ from openai.types.responses import (
     ResponseOutputItemAddedEvent,
     ResponseOutputItemDoneEvent,
     ResponseOutputMessage,
+    ResponseOutputRefusal,
     ResponseOutputText,
     ResponseTextDeltaEvent,
     ResponseUsage,
@@ -119,16 +122,22 @@ class FakeModel(Model):
                 delta=word,
                 logprobs=[],
             )
-        message = _message(text)
+        message = _message(text, refused=said[-1] == "refuse")
         yield numbered(
             ResponseOutputItemDoneEvent,
             type="response.output_item.done",
             item=message,
             output_index=0,
         )
+        if said[-1].startswith("linger"):
+            await self._until_let_go()
         yield numbered(
             ResponseCompletedEvent, type="response.completed", response=_response([message])
         )
+
+    async def _until_let_go(self) -> None:
+        while not self.go_on.is_set():  # noqa: ASYNC110 - it is set by another thread
+            await asyncio.sleep(0.01)
 
     async def _words(self, said: list[str], items: list[Any]) -> AsyncIterator[str]:
         last = said[-1]
@@ -140,11 +149,12 @@ class FakeModel(Model):
                 yield f"{number} "
         elif last.startswith("hold"):
             yield "Holding "
-            while not self.go_on.is_set():  # noqa: ASYNC110 - it is set by another thread
-                await asyncio.sleep(0.01)
+            await self._until_let_go()
             yield "no more."
-        elif last.startswith("say "):
-            for word in re.findall(r"\S+\s*|\s+", last.removeprefix("say ")):
+        elif last == "refuse":
+            return
+        elif last.startswith(("say ", "linger ")):
+            for word in re.findall(r"\S+\s*|\s+", last.partition(" ")[2]):
                 yield word
         elif "What city" in last:
             found = re.search(r"I live in (\w+)", " ".join(said))
@@ -153,10 +163,12 @@ class FakeModel(Model):
             yield f"You said: {last}"
 
 
-def _message(text: str) -> ResponseOutputMessage:
+def _message(text: str, *, refused: bool = False) -> ResponseOutputMessage:
+    said = ResponseOutputText(annotations=[], text=text, type="output_text")
+    refusal = ResponseOutputRefusal(refusal="I'd rather not.", type="refusal")
     return ResponseOutputMessage(
         id=PLACEHOLDER,
-        content=[ResponseOutputText(annotations=[], text=text, type="output_text")],
+        content=[refusal if refused else said],
         role="assistant",
         status="completed",
         type="message",

@@ -90,6 +90,32 @@ def test_inputs(client: httpx.Client, value: Any, param: str) -> None:
     refused(client.post("/invocations", json={"input": value}), 400, param)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_none(client: httpx.Client, number: str) -> None:
+    """Python reads them, nobody can write them back."""
+    part = f'{{"type": "input_image", "image_url": "x", "width": {number}}}'
+    body = f'{{"input": [{{"role": "user", "content": [{part}]}}]}}'
+    reply = client.post("/responses", content=body, headers={"content-type": "application/json"})
+    refused(reply, 400, "input[0]")
+
+
+def test_nesting(client: httpx.Client) -> None:
+    """Deeper than the SDK can copy is refused."""
+    deep: Any = "x"
+    for _ in range(400):
+        deep = [deep]
+    content = [{"type": "input_image", "image_url": deep}]
+    body = {"input": [{"role": "user", "content": content}]}
+    refused(client.post("/responses", json=body), 400, "input[0]")
+
+
+def test_reasoning_with_a_role(client: httpx.Client) -> None:
+    """Is taken as what it is."""
+    items = [OK, {"type": "reasoning", "id": "rs_1", "summary": [], "role": "assistant"}]
+    reply = client.post("/responses", json={"input": items})
+    refused(reply, 400, "input")
+
+
 def test_half_a_surrogate_pair(client: httpx.Client) -> None:
     """JSON can carry it, no model takes it."""
     body = json.dumps({"input": [{"role": "user", "content": "x\ud800"}]})
@@ -126,12 +152,17 @@ def test_nul_and_emoji_are_kept(client: httpx.Client) -> None:
         ({"instructions": "be mean"}, "instructions"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"straem": True}, "straem"),
+        ({"background": True, "store": False}, "store"),
+        ({"metadata": {"a": "\ud800"}}, "metadata"),
+        ({"previous_response_id": "\ud800"}, "previous_response_id"),
     ],
-    ids=repr,
+    ids=ascii,
 )
 def test_other_fields(client: httpx.Client, fields: dict[str, Any], param: str) -> None:
     """Wrong types are named; so is what would change the answer and is not supported."""
-    refused(client.post("/responses", json={"input": "hi"} | fields), 400, param)
+    body = json.dumps({"input": "hi"} | fields)
+    headers = {"content-type": "application/json"}
+    refused(client.post("/responses", content=body, headers=headers), 400, param)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +278,9 @@ def test_other_sites_can_do_nothing(client: httpx.Client) -> None:
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
         {"origin": "https://evil.example"},
+        {"origin": "http://["},
         {"host": "evil.example"},
+        {"host": "["},
     ):
         refused(client.post("/responses", json={"input": "hi"}, headers=headers), 403, None)
         refused(client.delete("/sessions/s", headers=headers), 403, None)

@@ -249,6 +249,49 @@ def test_stopping_keeps_what_was_said(client: httpx.Client) -> None:
     assert text_of_response(ask(client, "say on", session_of(reply))) == "on"
 
 
+def test_stopping_keeps_a_message_that_was_finished(client: httpx.Client) -> None:
+    """Also when the model had not ended its answer, so that the SDK had stored nothing."""
+    reply = ask(client, "linger first words", background=True)
+    for event in follow(client, reply["id"]):
+        if event["type"] == "response.output_item.done":
+            break
+    stopped = client.post(f"/responses/{reply['id']}/cancel").json()
+    assert (stopped["status"], text_of_response(stopped)) == ("cancelled", "first words")
+    assert contents(client, session_of(reply)) == ["linger first words", "first words"]
+
+
+def test_a_refusal_is_an_answer(client: httpx.Client) -> None:
+    """The user is told, and the talk goes on."""
+    reply = ask(client, "refuse", "s")
+    assert reply["status"] == "completed"
+    assert reply["output"][0]["content"][0]["refusal"] == "I'd rather not."
+    assert text_of_response(ask(client, "say on", "s")) == "on"
+
+
+def test_a_failed_first_turn_leaves_no_session(client: httpx.Client) -> None:
+    """Nobody finds a nameless empty chat in the list; the run can still be looked up."""
+    reply = post(client, "fail", "s")
+    assert client.get("/sessions").json()["data"] == []
+    run_id = reply.json()["error"]["message"].split("(")[1].split(")")[0]
+    assert client.get(f"/responses/{run_id}").json()["status"] == "failed"
+
+
+def test_a_failed_edit_is_undone(client: httpx.Client) -> None:
+    """The branch that was cut off for it is back, and its fork is gone."""
+    first = ask(client, "say one", "s")
+    ask(client, "say two", "s")
+    before = client.get("/sessions/s/items").json()["data"]
+    edited = [
+        {"role": "user", "content": "say one"},
+        *first["output"],
+        {"role": "user", "content": "fail"},
+    ]
+    body = {"input": edited, "custom_inputs": {"session_id": "s"}}
+    assert client.post("/responses", json=body).status_code == 502
+    assert client.get("/sessions/s/items").json()["data"] == before
+    assert len(client.get("/sessions").json()["data"]) == 1
+
+
 def test_a_failed_turn_is_taken_back(client: httpx.Client) -> None:
     """The error says what to do and names no host; the retry is stored once."""
     session_id = session_of(ask(client, "say hi"))
@@ -323,6 +366,16 @@ def test_a_restart_in_mid_answer_tells_so(client: httpx.Client, running_app: Run
     assert (after["status"], after["error"]["code"]) == ("failed", "server_stopped")
     assert contents(client, session_of(reply)) == ["hold", "Holding "]
     assert text_of_response(ask(client, "say on", session_of(reply))) == "on"
+
+
+def test_user_code_that_gives_no_session_id_is_told(
+    running_app: RunningApp, client: httpx.Client
+) -> None:
+    """It is not the client's fault, and the function is named."""
+    running_app.app.state.get_session_id = lambda request: None
+    reply = post(client, "hi", metadata={"a": "b"})
+    assert reply.status_code == 500
+    assert "get_session_id" in reply.json()["error"]["message"]
 
 
 def test_sessions_are_listed_paged_and_deleted(client: httpx.Client) -> None:

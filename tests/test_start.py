@@ -17,7 +17,16 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from tests.client import ask, client_of, contents, follow, session_of, stream, text_of_response
+from tests.client import (
+    ask,
+    client_of,
+    contents,
+    events_of,
+    follow,
+    session_of,
+    stream,
+    text_of_response,
+)
 from tests.fake_openai import fake_openai
 
 ROOT = Path(__file__).parent.parent
@@ -113,6 +122,23 @@ def test_the_conversation_survives_a_kill(tmp_path: Path, model_url: str) -> Non
         assert client.get("/").headers["content-type"].startswith("text/html")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) in (0, -signal.SIGTERM)
+
+
+def test_stopping_tells_clients_and_is_quick(tmp_path: Path, model_url: str) -> None:
+    """SIGTERM in mid-answer: the stream ends with its last event, and nothing is on stderr."""
+    env = variables(tmp_path, model_url)
+    with started(env=env) as (url, _, process), client_of(url) as client:
+        body = {"input": "slow", "stream": True}
+        with client.stream("POST", "/responses", json=body) as reply:
+            events = events_of(reply)
+            assert next(events)["type"] == "response.created"
+            process.send_signal(signal.SIGTERM)
+            *_, last = events
+        assert last["type"] == "response.failed"
+        assert last["response"]["error"]["code"] == "server_stopped"
+        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert process.stdout is not None
+        assert "Traceback" not in process.stdout.read()
 
 
 def test_start_server_has_no_page(tmp_path: Path, model_url: str) -> None:

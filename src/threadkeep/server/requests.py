@@ -14,6 +14,9 @@ from threadkeep.response_events import new_id
 MAX_ITEMS = 10_000
 """Of one request."""
 
+MAX_DEPTH = 100
+"""Of lists and objects in one another: the SDK copies items by recursion."""
+
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     "include": ([],),
@@ -162,6 +165,16 @@ def check_json(value: object, param: str) -> None:
     except (ValueError, RecursionError) as error:
         message = f"{param} holds what is no number in JSON, or is nested too deeply."
         raise InvalidInputError(message, param=param) from error
+    if _deeper_than(MAX_DEPTH, value):
+        message = f"{param} is nested too deeply: {MAX_DEPTH} levels are taken."
+        raise InvalidInputError(message, param=param)
+
+
+def _deeper_than(levels: int, value: object) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(levels - 1, part) for part in parts)
 
 
 def _said_by_agent(content: str | list[dict[str, Any]]) -> dict[str, Any]:

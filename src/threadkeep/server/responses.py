@@ -139,7 +139,8 @@ async def _start(body: ResponsesRequest, request: Request, owner: str) -> Run:
 def _session_id(get_session_id: GetSessionId, body: ResponsesRequest) -> str:
     """The session of a request; whose fault it is when that is no id, the error tells."""
     told: object = get_session_id(body)
-    if isinstance(told, str) or told == (body.custom_inputs or {}).get("session_id"):
+    given = (body.custom_inputs or {}).get("session_id")
+    if isinstance(told, str) or (told is not None and told is given):
         return check_id(told, "custom_inputs.session_id")
     raise AgentCodeError(
         f"get_session_id in agent_server/agent.py must return a string, not {type(told).__name__}."

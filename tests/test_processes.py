@@ -1,0 +1,120 @@
+"""Two servers on one database, as two processes are: each sees the runs of the other."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.client import ask, client_of, contents, follow, session_of, text_of_response
+from tests.conftest import RunningApp, environment
+
+
+@pytest.fixture
+def apps(tmp_path: Path) -> Iterator[tuple[RunningApp, RunningApp]]:
+    apps = RunningApp(environment(tmp_path)), RunningApp(environment(tmp_path))
+    yield apps
+    for app in apps:
+        app.model.go_on.set()
+        app.stop()
+
+
+@pytest.fixture
+def here(apps: tuple[RunningApp, RunningApp]) -> Iterator[httpx.Client]:
+    with client_of(apps[0].url) as client:
+        yield client
+
+
+@pytest.fixture
+def there(apps: tuple[RunningApp, RunningApp]) -> Iterator[httpx.Client]:
+    with client_of(apps[1].url) as client:
+        yield client
+
+
+def until_it_speaks(client: httpx.Client, response_id: str) -> None:
+    for event in follow(client, response_id):
+        if event["type"] == "response.output_text.delta":
+            return
+
+
+def silence(folder: Path) -> None:
+    """Makes every run look as if its process had died long ago."""
+    with sqlite3.connect(folder / "threadkeep.db") as raw:
+        raw.execute("UPDATE runs SET alive_at = 0")
+        raw.execute("UPDATE sessions SET run_alive_at = 0")
+    raw.close()
+
+
+def test_a_run_is_polled_followed_and_stopped_from_elsewhere(
+    here: httpx.Client, there: httpx.Client
+) -> None:
+    """It is whole from its first moment on."""
+    run = ask(here, "hold", background=True)
+    seen = there.get(f"/responses/{run['id']}").json()
+    assert (seen["id"], seen["status"]) == (run["id"], "in_progress")
+    assert session_of(seen) == session_of(run)
+    until_it_speaks(there, run["id"])
+    stopped = there.post(f"/responses/{run['id']}/cancel").json()
+    assert (stopped["status"], text_of_response(stopped)) == ("cancelled", "Holding ")
+    assert list(follow(there, run["id"])) == list(follow(here, run["id"]))
+    assert contents(there, session_of(run)) == ["hold", "Holding "]
+
+
+def test_turns_queue_over_processes_in_their_order(
+    apps: tuple[RunningApp, RunningApp], here: httpx.Client, there: httpx.Client
+) -> None:
+    """A background turn elsewhere is queued at once, and comes before a later one here."""
+    ask(here, "hold", "s", background=True)
+    second = ask(there, "say second", "s", background=True)
+    third = ask(here, "say third", "s", background=True)
+    assert (second["status"], third["status"]) == ("queued", "queued")
+    assert here.get(f"/responses/{second['id']}").json()["status"] == "queued"
+    apps[0].model.go_on.set()
+    for run in (second, third):
+        *_, last = follow(here, run["id"])
+        assert last["type"] == "response.completed"
+    said = ["hold", "Holding no more.", "say second", "second", "say third", "third"]
+    assert contents(here, "s") == said
+
+
+def test_what_is_deleted_elsewhere_stays_deleted(here: httpx.Client, there: httpx.Client) -> None:
+    """The run notices, stops, and writes nothing more; its followers are told."""
+    run = ask(here, "count 2000", "s", background=True)
+    until_it_speaks(here, run["id"])
+    assert there.delete("/sessions/s").status_code == 200
+    *_, last = follow(here, run["id"])
+    assert last["response"]["status"] in ("failed", "cancelled")
+    assert here.get("/sessions/s").status_code == 404
+
+
+def test_a_run_that_was_taken_for_dead_writes_nothing_more(
+    apps: tuple[RunningApp, RunningApp], here: httpx.Client, there: httpx.Client, tmp_path: Path
+) -> None:
+    """Another took its session over; what it says afterwards is refused."""
+    run = ask(here, "linger mine", "s", background=True)
+    until_it_speaks(here, run["id"])
+    silence(tmp_path)
+    taken = ask(there, "say yours", "s")
+    assert text_of_response(taken) == "yours"
+    apps[0].model.go_on.set()
+    *_, last = follow(here, run["id"])
+    assert last["response"]["status"] != "completed"
+    assert contents(there, "s") == ["linger mine", "say yours", "yours"]
+
+
+def test_a_run_whose_process_died_is_ended_by_who_looks(tmp_path: Path) -> None:
+    """With a last event that says so; its session is free."""
+    dying, other = RunningApp(environment(tmp_path)), RunningApp(environment(tmp_path))
+    with client_of(dying.url) as here, client_of(other.url) as there:
+        run = ask(here, "hold", "s", background=True)
+        until_it_speaks(here, run["id"])
+        silence(tmp_path)
+        *_, last = follow(there, run["id"])
+        assert last["type"] == "response.failed"
+        assert last["response"]["error"]["code"] == "server_stopped"
+        assert there.get("/sessions/s").json()["active_response_id"] is None
+    dying.stop()
+    other.stop()
