@@ -18,4 +18,5 @@ fix:    ## format, and mend what ruff can mend
 
 bench:  ## size, start, memory, and what the embedded model remembers
 	uv run --group dev python benchmarks/footprint.py
+	uv run --group dev python benchmarks/sessions.py
 	uv run --group dev python benchmarks/dialogues.py --direct
