@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+
+from tests.serving import served
 
 app = FastAPI()
 
@@ -81,11 +81,5 @@ def _chunk(delta: dict[str, Any], finish_reason: str | None) -> str:
 @contextmanager
 def fake_openai() -> Iterator[str]:
     """Runs it in a thread; gives its base URL."""
-    config = uvicorn.Config(app, port=0, log_config=None, log_level="error")
-    server = uvicorn.Server(config)
-    with config.bind_socket() as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        server.should_exit = True
-        thread.join(10)
+    with served(app) as url:
+        yield f"{url}/v1"

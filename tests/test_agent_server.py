@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import uvicorn
 from databricks.sdk import WorkspaceClient
 from fastapi import FastAPI, Response
 
 from agent_server.agent import get_session_id
 from agent_server.utils import resolve_lakebase_instance_name
+from tests.serving import served
 
 workspace = FastAPI()
 
@@ -43,14 +42,8 @@ def denied() -> Response:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[str]:
-    config = uvicorn.Config(workspace, port=0, log_config=None, log_level="error")
-    server = uvicorn.Server(config)
-    with config.bind_socket() as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
+    with served(workspace) as url:
+        yield url
 
 
 def client(host: str) -> WorkspaceClient:

@@ -22,11 +22,9 @@ from agents import (
     Agent,
     ModelSettings,
     ModelTracing,
-    RunConfig,
     Runner,
     SQLiteSession,
     TResponseInputItem,
-    function_tool,
 )
 from openai.types.responses import (
     ResponseCompletedEvent,
@@ -36,6 +34,12 @@ from openai.types.responses import (
 )
 from pydantic import BaseModel
 
+from tests.local_talk import (
+    INSTRUCTIONS,
+    UNTRACED,
+    get_current_time,
+    get_weather,
+)
 from threadkeep.errors import ClosedError
 from threadkeep.local import LocalRuntime
 from threadkeep.local.errors import (
@@ -43,40 +47,6 @@ from threadkeep.local.errors import (
     LlamaEndedError,
     LlamaStartError,
 )
-
-INSTRUCTIONS = (
-    "You are a helpful assistant. Remember what the user tells you about themselves and use it to "
-    "answer their questions. Keep answers short."
-)
-UNTRACED = RunConfig(tracing_disabled=True)
-
-
-@function_tool
-def get_current_time() -> str:
-    """Get the current date and time."""
-    return "2031-05-17T16:20:00+00:00"
-
-
-@function_tool
-def get_weather(city: str) -> str:
-    """Get the weather in a city."""
-    return f"In {city} it snows."
-
-
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, Any]:
-    part = {"type": "output_text", "text": text, "annotations": []}
-    return {"type": "message", "role": "assistant", "content": [part]}
-
-
-def call(name: str, output: str) -> list[dict[str, Any]]:
-    return [
-        {"type": "function_call", "call_id": "call_1", "name": name, "arguments": "{}"},
-        {"type": "function_call_output", "call_id": "call_1", "output": output},
-    ]
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

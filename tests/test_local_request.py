@@ -9,14 +9,13 @@ import pytest
 from agents import (
     Agent,
     ModelSettings,
-    RunConfig,
     WebSearchTool,
-    function_tool,
     handoff,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.local_talk import assistant, call, get_current_time, get_weather, user
 from threadkeep.local.choice import choosing, choosing_parameters, open_choice, options_of
 from threadkeep.local.conversation import (
     HISTORY_TOKENS,
@@ -28,40 +27,6 @@ from threadkeep.local.conversation import (
 from threadkeep.local.errors import (
     UnsupportedByEmbeddedModelError,
 )
-
-INSTRUCTIONS = (
-    "You are a helpful assistant. Remember what the user tells you about themselves and use it to "
-    "answer their questions. Keep answers short."
-)
-UNTRACED = RunConfig(tracing_disabled=True)
-
-
-@function_tool
-def get_current_time() -> str:
-    """Get the current date and time."""
-    return "2031-05-17T16:20:00+00:00"
-
-
-@function_tool
-def get_weather(city: str) -> str:
-    """Get the weather in a city."""
-    return f"In {city} it snows."
-
-
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, Any]:
-    part = {"type": "output_text", "text": text, "annotations": []}
-    return {"type": "message", "role": "assistant", "content": [part]}
-
-
-def call(name: str, output: str) -> list[dict[str, Any]]:
-    return [
-        {"type": "function_call", "call_id": "call_1", "name": name, "arguments": "{}"},
-        {"type": "function_call_output", "call_id": "call_1", "output": output},
-    ]
 
 
 class TestWhatIsShown:
