@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -405,6 +407,17 @@ def test_a_session_is_deleted_under_a_running_answer(client: httpx.Client) -> No
     assert client.delete(f"/sessions/{session_of(reply)}").status_code == 200
     assert client.get(f"/sessions/{session_of(reply)}").status_code == 404
     assert client.get(f"/responses/{reply['id']}").status_code == 404
+
+
+def test_a_damaged_item_is_shown_as_such(client: httpx.Client, tmp_path: Path) -> None:
+    """The others are listed and go to the model; the row stays."""
+    ask(client, "I live in SF", "s")
+    with sqlite3.connect(tmp_path / "threadkeep.db") as raw:
+        raw.execute("UPDATE items SET data = 'x', created_at = 0 WHERE seq = 2")
+    raw.close()
+    first, second = client.get("/sessions/s/items?html=true").json()["data"]
+    assert (first["content"], second["type"], second["seq"]) == ("I live in SF", "unreadable", 2)
+    assert text_of_response(ask(client, "What city?", "s")) == "You live in SF."
 
 
 def test_items_are_paged_in_both_directions(client: httpx.Client) -> None:
