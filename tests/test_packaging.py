@@ -52,7 +52,8 @@ def test_the_wheel_passes_on_the_oldest_sdk(uv: str, tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     run(uv, "venv", "--quiet", "--python", "3.11", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    tools = [d for d in PROJECT["dependency-groups"]["dev"] if not d.startswith("threadkeep")]
+    groups = PROJECT["dependency-groups"]
+    tools = [d for d in groups["dev"] + groups["model"] if not d.startswith("threadkeep")]
     install = [uv, "pip", "install", "--quiet", "--python", python]
     newest = PROJECT["tool"]["uv"]["exclude-newer"]
     run(*install, "--exclude-newer", newest, f"{wheel}[databricks]", oldest_sdk(), *tools)

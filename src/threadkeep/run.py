@@ -361,6 +361,11 @@ class Run:
 async def _stop_runner(result: RunResultStreaming) -> None:
     """Ends the Runner's own tasks, and waits until they are gone."""
     result.cancel()
+    # What it raises is known already, or is of no use to anybody any more.
+    await asyncio.gather(_drain(result), return_exceptions=True)
+
+
+async def _drain(result: RunResultStreaming) -> None:
     async for _ in result.stream_events():
         continue
 

@@ -48,9 +48,11 @@ export class Sessions {
 
   /**
    * Shows a session that was just made or changed, before the server's list is asked again.
+   * One that is gone meanwhile (its first answer failed) does not come back by a change to it.
    * @param {object} session
    */
   put(session) {
+    if (!session.updated_at && !this.#known.has(session.id)) return;
     this.#known.set(session.id, merged(this.#known.get(session.id), session));
     this.#draw();
   }
