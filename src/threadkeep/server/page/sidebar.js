@@ -142,7 +142,9 @@ export class Sessions {
   #confirm(id) {
     const title = this.#known.get(id)?.title || "New chat";
     const text = `“${title}” and all that was said in it will be gone for good.`;
-    confirmDelete(text, () => deleteKnown(id), () => this.#deleted(id));
+    // The list may be drawn anew under the dialog: the control that opened it is looked up again.
+    const back = () => this.#nav.querySelector(`[data-id="${CSS.escape(id)}"] button`)?.focus();
+    confirmDelete(text, () => deleteKnown(id), () => this.#deleted(id), back);
   }
 
   #deleted(id) {
@@ -205,12 +207,14 @@ function dayName(seconds) {
 }
 
 /** Asks first; the dialog stays open and says why when `action` fails. */
-function confirmDelete(text, action, done) {
+function confirmDelete(text, action, done, back) {
+  let deleted = false;
   const dialog = byId("delete-dialog");
   const error = byId("delete-error");
   byId("delete-text").textContent = text;
   error.textContent = "";
   byId("delete-cancel").onclick = () => dialog.close();
+  dialog.onclose = () => (deleted ? done() : back());
   byId("delete-confirm").onclick = async () => {
     try {
       await action();
@@ -218,8 +222,8 @@ function confirmDelete(text, action, done) {
       error.textContent = failure.message;
       return;
     }
+    deleted = true;
     dialog.close();
-    done();
   };
   dialog.showModal();
 }
