@@ -13,6 +13,7 @@ import uvicorn
 from agents import Agent
 
 from agent_server.agent import get_current_time, get_session_id
+from tests.backends import Backend, SQLite, new_postgres, postgres_server
 from tests.fakes import FakeModel
 from threadkeep.server import AgentContext, create_app
 from threadkeep.settings import Settings
@@ -75,19 +76,39 @@ class RunningApp:
         return Agent(name="Assistant", model=self.model, tools=[get_current_time])
 
 
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """Settings that need a folder only: a database there, and a model that is never asked."""
+def environment(database_url: str, **more: str) -> dict[str, str]:
+    """Settings of a server: its database, and a model that is never asked."""
     return {
-        "DATABASE_URL": f"sqlite:///{folder}/threadkeep.db",
+        "DATABASE_URL": database_url,
         "AGENT_MODEL": "fake",
         "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
     } | more
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a Postgres server, without a database."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """An empty database, of each kind in turn."""
+    if request.param == "postgres":
+        return new_postgres(request.getfixturevalue("postgres"))
+    return SQLite(tmp_path / "threadkeep.db")
+
+
 @pytest.fixture
 def running_app(tmp_path: Path) -> Iterator[RunningApp]:
-    """A server with a database of its own."""
-    app = RunningApp(environment(tmp_path))
+    """A server with a SQLite file of its own."""
+    yield from run_app(f"sqlite:///{tmp_path}/threadkeep.db")
+
+
+def run_app(database_url: str) -> Iterator[RunningApp]:
+    """Runs a server on a database until the test ends."""
+    app = RunningApp(environment(database_url))
     yield app
     app.model.go_on.set()
     app.stop()

@@ -18,7 +18,8 @@ OK = {"role": "user", "content": "hi"}
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    app = RunningApp(environment(tmp_path_factory.mktemp("bad")))
+    folder = tmp_path_factory.mktemp("bad")
+    app = RunningApp(environment(f"sqlite:///{folder}/threadkeep.db"))
     with client_of(app.url) as client:
         yield client
     app.stop()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
+from tests.backends import Backend, SQLite
 from tests.client import ask, client_of, contents, follow, session_of, text_of_response
 from tests.conftest import RunningApp, environment
 
 
 @pytest.fixture
-def apps(tmp_path: Path) -> Iterator[tuple[RunningApp, RunningApp]]:
-    apps = RunningApp(environment(tmp_path)), RunningApp(environment(tmp_path))
+def apps(backend: Backend) -> Iterator[tuple[RunningApp, RunningApp]]:
+    apps = RunningApp(environment(backend.url)), RunningApp(environment(backend.url))
     yield apps
     for app in apps:
         app.model.go_on.set()
@@ -40,12 +39,13 @@ def until_it_speaks(client: httpx.Client, response_id: str) -> None:
             return
 
 
-def silence(folder: Path) -> None:
-    """Makes every run look as if its process had died long ago."""
-    with sqlite3.connect(folder / "threadkeep.db") as raw:
-        raw.execute("UPDATE runs SET alive_at = 0")
-        raw.execute("UPDATE sessions SET run_alive_at = 0")
-    raw.close()
+def silence(backend: Backend, run_id: str) -> None:
+    """Makes a run look as if its process had died long ago, until it gives a sign of life again."""
+    long_ago = "0" if isinstance(backend, SQLite) else "'2000-01-01'"
+    backend.execute(f"UPDATE threadkeep.runs SET alive_at = {long_ago} WHERE run_id = '{run_id}'")
+    backend.execute(
+        f"UPDATE threadkeep.sessions SET run_alive_at = {long_ago} WHERE run_id = '{run_id}'"
+    )
 
 
 def test_a_run_is_polled_followed_and_stopped_from_elsewhere(
@@ -91,27 +91,30 @@ def test_what_is_deleted_elsewhere_stays_deleted(here: httpx.Client, there: http
 
 
 def test_a_run_that_was_taken_for_dead_writes_nothing_more(
-    apps: tuple[RunningApp, RunningApp], here: httpx.Client, there: httpx.Client, tmp_path: Path
+    apps: tuple[RunningApp, RunningApp], here: httpx.Client, there: httpx.Client, backend: Backend
 ) -> None:
     """Another took its session over; what it says afterwards is refused."""
     run = ask(here, "linger mine", "s", background=True)
     until_it_speaks(here, run["id"])
-    silence(tmp_path)
-    taken = ask(there, "say yours", "s")
-    assert text_of_response(taken) == "yours"
+    taken = ask(there, "say yours", "s", background=True)
+    while there.get(f"/responses/{taken['id']}").json()["status"] == "queued":
+        silence(backend, run["id"])  # again and again: it does give signs of life
+    *_, last = follow(there, taken["id"])
+    assert text_of_response(last["response"]) == "yours"
     apps[0].model.go_on.set()
     *_, last = follow(here, run["id"])
     assert last["response"]["status"] != "completed"
     assert contents(there, "s") == ["linger mine", "say yours", "yours"]
 
 
-def test_a_run_whose_process_died_is_ended_by_who_looks(tmp_path: Path) -> None:
+def test_a_run_whose_process_died_is_ended_by_who_looks(backend: Backend) -> None:
     """With a last event that says so; its session is free."""
-    dying, other = RunningApp(environment(tmp_path)), RunningApp(environment(tmp_path))
+    dying, other = RunningApp(environment(backend.url)), RunningApp(environment(backend.url))
     with client_of(dying.url) as here, client_of(other.url) as there:
         run = ask(here, "hold", "s", background=True)
         until_it_speaks(here, run["id"])
-        silence(tmp_path)
+        while there.get(f"/responses/{run['id']}").json()["status"] == "in_progress":
+            silence(backend, run["id"])
         *_, last = follow(there, run["id"])
         assert last["type"] == "response.failed"
         assert last["response"]["error"]["code"] == "server_stopped"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx2 as httpx
 import pytest
 
+from tests.backends import Backend
 from tests.client import (
     ask,
     client_of,
@@ -23,7 +22,13 @@ from tests.client import (
     stream,
     text_of_response,
 )
-from tests.conftest import RunningApp
+from tests.conftest import RunningApp, run_app
+
+
+@pytest.fixture
+def running_app(backend: Backend) -> Iterator[RunningApp]:
+    """A server on each kind of database in turn."""
+    yield from run_app(backend.url)
 
 
 @pytest.fixture
@@ -409,12 +414,11 @@ def test_a_session_is_deleted_under_a_running_answer(client: httpx.Client) -> No
     assert client.get(f"/responses/{reply['id']}").status_code == 404
 
 
-def test_a_damaged_item_is_shown_as_such(client: httpx.Client, tmp_path: Path) -> None:
+def test_a_damaged_item_is_shown_as_such(client: httpx.Client, backend: Backend) -> None:
     """The others are listed and go to the model; the row stays."""
     ask(client, "I live in SF", "s")
-    with sqlite3.connect(tmp_path / "threadkeep.db") as raw:
-        raw.execute("UPDATE items SET data = 'x', created_at = 0 WHERE seq = 2")
-    raw.close()
+    backend.execute("UPDATE threadkeep.items SET data = 'x' WHERE seq = 2")
+    backend.execute("UPDATE threadkeep.sessions SET epoch = 1")
     first, second = client.get("/sessions/s/items?html=true").json()["data"]
     assert (first["content"], second["type"], second["seq"]) == ("I live in SF", "unreadable", 2)
     assert text_of_response(ask(client, "What city?", "s")) == "You live in SF."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -190,6 +191,30 @@ def test_other_urls_are_refused(url: str) -> None:
     """With the form that is right."""
     with pytest.raises(SettingsError, match="sqlite:///path"):
         connect(url)
+
+
+async def test_a_database_set_back_in_time_is_reread(tmp_path: Path) -> None:
+    """After a restore, a cached history that has the same epoch and length is not believed."""
+    file, copy = tmp_path / "a.db", tmp_path / "copy.db"
+    database = connect(f"sqlite:///{file}")
+    session = Session("s", database=database)
+    await session.add_items([{"n": 1}])
+    await database.close()
+    shutil.copy(file, copy)
+
+    database = connect(f"sqlite:///{file}")
+    session = Session("s", database=database)
+    await session.add_items([{"n": "old"}])
+    assert await session.get_items() == [{"n": 1}, {"n": "old"}]
+    with sqlite3.connect(copy) as backup, sqlite3.connect(file) as live:
+        backup.backup(live)
+    backup.close()
+    live.close()
+    other = connect(f"sqlite:///{file}")
+    await Session("s", database=other).add_items([{"n": "new"}])
+    await other.close()
+    assert await session.get_items() == [{"n": 1}, {"n": "new"}]
+    await database.close()
 
 
 async def test_deleted_items_are_wiped_from_the_file(tmp_path: Path) -> None:

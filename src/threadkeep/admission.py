@@ -177,7 +177,10 @@ async def _begin(
         raise SessionNotFoundError
     if rows[0]["busy"]:
         return None
-    history = absorb(database, session_id, owner, known, rows)
+    if len(rows) == rows[0]["head"] - rows[0]["base"]:
+        history = absorb(database, session_id, owner, known, rows)
+    else:  # the statement waited for another append, and could not see what that had stored
+        history = await read_history(database, session_id, owner)
     stored = history.items()
     made = history.position.epoch == first_epoch
     return Admitted(stored[: len(stored) - len(new)], new, history.position, made, fork_id)

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from threadkeep.database import Database
 from threadkeep.errors import SettingsError
+from threadkeep.postgres import PostgresDatabase
 from threadkeep.sqlite import SQLiteDatabase
 
 DEFAULT_URL = "sqlite:///./threadkeep.db"
@@ -23,16 +24,19 @@ def connect(url: str) -> Database:
     """Makes a database for a URL; it opens at its first use.
 
     Args:
-        url: `sqlite:///relative/path`, `sqlite:////absolute/path` or `sqlite://` (in memory).
+        url: `sqlite:///relative/path`, `sqlite:////absolute/path`, `sqlite://` (in memory), or
+            `postgresql://user:password@host:port/database`.
 
     Raises:
         SettingsError: The URL is not of a kind we know.
     """
     parts = urlsplit(url)
+    if parts.scheme in ("postgresql", "postgres"):
+        return PostgresDatabase(url)
     if parts.scheme != "sqlite" or parts.netloc or parts.query or parts.fragment:
         raise SettingsError(
             "DATABASE_URL must be of the form sqlite:///path/to/file.db "
-            "(four slashes for an absolute path)."
+            "(four slashes for an absolute path) or postgresql://user:password@host:port/database."
         )
     path = unquote(parts.path.removeprefix("/"))
     return SQLiteDatabase(Path(path) if path else None)

@@ -1,0 +1,54 @@
+-- The schema is made by the driver before this runs; `threadkeep.` stands for its name.
+-- Items and events are kept as text: jsonb would change them, and refuse NUL and lone surrogates.
+
+-- owner '' is nobody's: what one person alone on a laptop makes.
+-- epoch is random and new after every change that is not an append; seq is that of the newest item.
+-- run_id is the run that has the session; it counts only while run_alive_at is renewed.
+CREATE TABLE threadkeep.sessions (
+  session_id text PRIMARY KEY,
+  owner text NOT NULL,
+  title text,
+  metadata text NOT NULL DEFAULT '{}',
+  epoch bigint NOT NULL,
+  seq bigint NOT NULL DEFAULT 0 CHECK (seq >= 0),
+  run_id text,
+  run_alive_at timestamptz(3) NOT NULL DEFAULT '-infinity',
+  parent_session_id text,
+  created_at timestamptz(3) NOT NULL,
+  updated_at timestamptz(3) NOT NULL
+) WITH (fillfactor = 70);  -- room to update a row where it lies
+
+CREATE INDEX sessions_by_owner ON threadkeep.sessions (owner, updated_at DESC, session_id DESC);
+
+-- seq is dense: 1..sessions.seq.
+CREATE TABLE threadkeep.items (
+  session_id text NOT NULL,
+  seq bigint NOT NULL CHECK (seq > 0),
+  data text NOT NULL,
+  run_id text,
+  created_at timestamptz(3) NOT NULL,
+  PRIMARY KEY (session_id, seq)
+);
+
+-- alive_at is renewed by the process at work; a run that did not for long has lost its process.
+CREATE TABLE threadkeep.runs (
+  run_id text PRIMARY KEY,
+  session_id text NOT NULL,
+  owner text NOT NULL,
+  status text NOT NULL
+    CHECK (status IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled', 'incomplete')),
+  cancel_requested boolean NOT NULL DEFAULT false,
+  alive_at timestamptz(3) NOT NULL,
+  created_at timestamptz(3) NOT NULL,
+  finished_at timestamptz(3)
+) WITH (fillfactor = 70);
+
+CREATE INDEX runs_by_session ON threadkeep.runs (session_id);
+CREATE INDEX runs_waiting ON threadkeep.runs (session_id, run_id) WHERE status = 'queued';
+
+CREATE TABLE threadkeep.run_events (
+  run_id text NOT NULL,
+  seq bigint NOT NULL,
+  data text NOT NULL,
+  PRIMARY KEY (run_id, seq)
+);

@@ -1,0 +1,167 @@
+-- Sessions and their items: the statements of SQLite, each as one statement of Postgres, so that each
+-- is one round trip. `threadkeep.` stands for the schema's name. Times leave as milliseconds.
+--
+-- READ COMMITTED has a trap: a row that was locked by somebody else is read anew after the wait, but
+-- every other table is still seen as it was when the statement began. So whatever decides is a column
+-- of the locked sessions row; and reads beside a write may miss what was committed during the wait,
+-- which the caller sees by the numbers.
+
+-- name: append_items
+-- Stores items behind the newest one; makes the session if it is new.
+WITH head AS (
+  INSERT INTO threadkeep.sessions AS s
+    (session_id, owner, title, epoch, seq, created_at, updated_at)
+  VALUES (:session_id, :owner, :title, :new_epoch, cardinality(:items::text[]),
+          clock_timestamp(), clock_timestamp())
+  ON CONFLICT (session_id) DO UPDATE
+  SET seq = s.seq + cardinality(:items::text[]),
+      title = coalesce(s.title, excluded.title),
+      updated_at = clock_timestamp()
+  WHERE s.owner = excluded.owner
+  RETURNING s.epoch, s.seq, s.updated_at),
+stored AS (
+  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at)
+  SELECT :session_id, head.seq - cardinality(:items::text[]) + new.place, new.data, NULL,
+         head.updated_at
+  FROM head, unnest(:items::text[]) WITH ORDINALITY AS new (data, place))
+SELECT head.epoch, head.seq, head.epoch IS NOT NULL AS owned
+FROM (SELECT) AS always LEFT JOIN head ON true;
+
+-- name: read_items
+-- What came after (epoch, seq); everything when the epoch moved, or when the item at seq is another
+-- one than was read (its time differs: the database was set back). `base` says after which seq.
+SELECT s.epoch, s.seq AS head, s.owner = :owner AS owned, b.base, i.seq, i.data,
+       (extract(epoch FROM i.created_at) * 1000)::bigint AS created_at
+FROM threadkeep.sessions s
+CROSS JOIN LATERAL (
+  SELECT CASE WHEN s.epoch = :epoch AND EXISTS (
+    SELECT 1 FROM threadkeep.items k
+    WHERE k.session_id = s.session_id AND k.seq = :seq
+      AND (extract(epoch FROM k.created_at) * 1000)::bigint = :tag)
+  THEN :seq::bigint ELSE 0 END AS base) b
+LEFT JOIN threadkeep.items i
+  ON i.session_id = s.session_id AND i.seq > b.base AND s.owner = :owner
+WHERE s.session_id = :session_id
+ORDER BY i.seq;
+
+-- name: read_latest_items
+-- The newest items, newest first.
+SELECT s.epoch, s.seq AS head, s.owner = :owner AS owned, i.seq, i.data,
+       (extract(epoch FROM i.created_at) * 1000)::bigint AS created_at, i.run_id
+FROM threadkeep.sessions s
+LEFT JOIN LATERAL (
+  SELECT k.seq, k.data, k.created_at, k.run_id FROM threadkeep.items k
+  WHERE k.session_id = s.session_id AND k.seq <= :before AND s.owner = :owner
+  ORDER BY k.seq DESC LIMIT :limit) i ON true
+WHERE s.session_id = :session_id
+ORDER BY i.seq DESC;
+
+-- name: read_first_items
+-- The items after a given one, oldest first.
+SELECT s.epoch, s.seq AS head, s.owner = :owner AS owned, i.seq, i.data,
+       (extract(epoch FROM i.created_at) * 1000)::bigint AS created_at, i.run_id
+FROM threadkeep.sessions s
+LEFT JOIN LATERAL (
+  SELECT k.seq, k.data, k.created_at, k.run_id FROM threadkeep.items k
+  WHERE k.session_id = s.session_id AND k.seq > :after AND s.owner = :owner
+  ORDER BY k.seq LIMIT :limit) i ON true
+WHERE s.session_id = :session_id
+ORDER BY i.seq;
+
+-- name: cut_items
+-- Removes every item after seq `keep`, if nothing changed since (epoch, seq) was read.
+WITH head AS (
+  UPDATE threadkeep.sessions
+  SET seq = least(seq, :keep),
+      epoch = :new_epoch,
+      title = CASE WHEN :keep::bigint > 0 THEN title END,  -- it was made from what is gone
+      updated_at = clock_timestamp()
+  WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
+  RETURNING epoch, seq),
+cut AS (
+  DELETE FROM threadkeep.items
+  WHERE session_id = :session_id AND seq > :keep::bigint AND EXISTS (SELECT FROM head))
+SELECT epoch, seq FROM head;
+
+-- name: remove_item
+-- Removes one item and closes the gap, if nothing changed since (epoch, seq) was read. What lies
+-- behind it is moved by being stored anew: one statement may change a row only once.
+WITH head AS (
+  UPDATE threadkeep.sessions
+  SET seq = seq - 1,
+      epoch = :new_epoch,
+      title = CASE WHEN seq > 1 THEN title END,
+      updated_at = clock_timestamp()
+  WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
+  RETURNING epoch, seq),
+moved AS (
+  UPDATE threadkeep.items t
+  SET data = n.data, run_id = n.run_id, created_at = n.created_at
+  FROM threadkeep.items n
+  WHERE t.session_id = :session_id AND t.seq >= :item_seq::bigint
+    AND n.session_id = t.session_id AND n.seq = t.seq + 1 AND EXISTS (SELECT FROM head)),
+removed AS (
+  DELETE FROM threadkeep.items
+  WHERE session_id = :session_id AND seq = :seq::bigint AND EXISTS (SELECT FROM head))
+SELECT epoch, seq FROM head;
+
+-- name: branch_session
+-- Keeps the whole session as a fork under `fork_id`, then removes every item after seq `keep` here,
+-- if nothing changed since (epoch, seq) was read and no run that is alive has the session.
+WITH head AS (
+  UPDATE threadkeep.sessions
+  SET seq = least(seq, :keep), epoch = :new_epoch, updated_at = clock_timestamp()
+  WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
+    AND (run_id IS NULL
+         OR run_alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms')
+  RETURNING epoch, seq),
+fork AS (
+  INSERT INTO threadkeep.sessions
+    (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at)
+  SELECT :fork_id, s.owner, s.title, s.metadata, :fork_epoch, s.seq, s.session_id, s.created_at,
+         s.updated_at
+  FROM threadkeep.sessions s
+  WHERE s.session_id = :session_id AND EXISTS (SELECT FROM head)),
+copied AS (
+  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at)
+  SELECT :fork_id, i.seq, i.data, i.run_id, i.created_at
+  FROM threadkeep.items i
+  WHERE i.session_id = :session_id AND EXISTS (SELECT FROM head)),
+cut AS (
+  DELETE FROM threadkeep.items
+  WHERE session_id = :session_id AND seq > :keep::bigint AND EXISTS (SELECT FROM head))
+SELECT epoch, seq FROM head;
+
+-- name: get_session
+-- One session of an owner, without its items.
+SELECT session_id, title, metadata, epoch, seq, run_id, parent_session_id,
+       (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
+       (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at
+FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner;
+
+-- name: list_sessions
+-- An owner's sessions, last changed first, from behind the one named (all when it is '').
+SELECT session_id, title, metadata, epoch, seq, run_id, parent_session_id,
+       (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
+       (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at
+FROM threadkeep.sessions
+WHERE owner = :owner
+  AND (:after::text = '' OR (updated_at, session_id)
+       < (SELECT a.updated_at, a.session_id FROM threadkeep.sessions a
+          WHERE a.session_id = :after::text AND a.owner = :owner))
+ORDER BY owner, threadkeep.sessions.updated_at DESC, session_id DESC
+LIMIT :limit;
+
+-- name: delete_session
+-- Removes a session with all that belongs to it.
+WITH gone AS (
+  DELETE FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner
+  RETURNING session_id),
+items AS (
+  DELETE FROM threadkeep.items USING gone WHERE items.session_id = gone.session_id),
+runs AS (
+  DELETE FROM threadkeep.runs USING gone WHERE runs.session_id = gone.session_id
+  RETURNING runs.run_id),
+events AS (
+  DELETE FROM threadkeep.run_events USING runs WHERE run_events.run_id = runs.run_id)
+SELECT session_id FROM gone;
