@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from agents import TResponseInputItem
 from uuid_utils import uuid7
@@ -167,9 +167,7 @@ async def _begin(
         created=created,
         items=encode_items(new, "input"),
         title=title_of(new),
-        epoch=known.position.epoch,
-        seq=known.position.seq,
-        tag=known.position.tag,
+        **asdict(known.position),
         new_epoch=first_epoch,
         stale_after=LOST_AFTER_MS,
     )

@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from agents import TResponseInputItem
@@ -105,7 +105,10 @@ def decode_item(text: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Position:
-    """Up to where a history was read: a session's epoch, a seq, and the time of the item there."""
+    """Up to where a history was read: a session's epoch, a seq, and the time of the item there.
+
+    The fields are named as the statements that read from there name their parameters.
+    """
 
     epoch: int = 0
     seq: int = 0
@@ -264,8 +267,6 @@ async def read_history(database: Database, session_id: str, owner: str) -> Histo
         "read_items",
         session_id=session_id,
         owner=owner,
-        epoch=known.position.epoch,
-        seq=known.position.seq,
-        tag=known.position.tag,
+        **asdict(known.position),
     )
     return absorb(database, session_id, owner, known, rows)
