@@ -175,9 +175,12 @@ async def _begin(
         raise SessionNotFoundError
     if rows[0]["busy"]:
         return None
-    if len(rows) == rows[0]["head"] - rows[0]["base"]:
+    head, base = rows[0]["head"], rows[0]["base"]
+    if head is not None and len(rows) == head - base:
         history = absorb(database, session_id, owner, known, rows)
-    else:  # the statement waited for another append, and could not see what that had stored
+    else:
+        # The statement waited for another append, and could not see what that had stored; or it
+        # was made again, and had been done before.
         history = await read_history(database, session_id, owner)
     stored = history.items()
     made = history.position.epoch == first_epoch

@@ -1,4 +1,4 @@
-"""From a URL to a database. The only file that knows every driver."""
+"""From settings or a URL to a database. The only file that knows every driver."""
 
 from __future__ import annotations
 
@@ -11,28 +11,43 @@ from urllib.parse import unquote, urlsplit
 from threadkeep.database import Database
 from threadkeep.errors import SettingsError
 from threadkeep.postgres import PostgresDatabase
+from threadkeep.postgres_server import UrlServer
+from threadkeep.settings import DatabaseSettings
 from threadkeep.sqlite import SQLiteDatabase
 
 DEFAULT_URL = "sqlite:///./threadkeep.db"
 
-_shared: weakref.WeakValueDictionary[str, Database] = weakref.WeakValueDictionary()
+_shared: weakref.WeakValueDictionary[DatabaseSettings, Database] = weakref.WeakValueDictionary()
 _holders: weakref.WeakKeyDictionary[Database, weakref.WeakSet[object]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def connect(url: str) -> Database:
-    """Makes a database for a URL; it opens at its first use.
+def connect(place: DatabaseSettings | str | None = None) -> Database:
+    """Makes a database; it opens at its first use.
 
     Args:
-        url: `sqlite:///relative/path`, `sqlite:////absolute/path`, `sqlite://` (in memory), or
-            `postgresql://user:password@host:port/database`.
+        place: Settings, or a URL: `sqlite:///relative/path`, `sqlite:////absolute/path`,
+            `sqlite://` (in memory), or `postgresql://user:password@host:port/database`. By default
+            what the environment says, else `sqlite:///./threadkeep.db`.
 
     Raises:
-        SettingsError: The URL is not of a kind we know.
+        SettingsError: It is of no kind we know, or a setting is missing.
     """
+    settings = settings_of(place)
+    if settings.uses_lakebase:
+        from threadkeep.lakebase import Lakebase, LakebasePlace
+
+        return PostgresDatabase(Lakebase(LakebasePlace.of(settings)), settings.schema_name)
+    if settings.database_url is None and settings.databricks_app_name is not None:
+        raise SettingsError(
+            "LAKEBASE_INSTANCE_NAME environment variable is required. In a Databricks App nothing "
+            "lasts but a database: add the `database` resource to databricks.yml and to app.yaml "
+            "`LAKEBASE_INSTANCE_NAME` with `valueFrom: database`."
+        )
+    url = settings.database_url or DEFAULT_URL
     parts = urlsplit(url)
     if parts.scheme in ("postgresql", "postgres"):
-        return PostgresDatabase(url)
+        return PostgresDatabase(UrlServer(url), settings.schema_name)
     if parts.scheme != "sqlite" or parts.netloc or parts.query or parts.fragment:
         raise SettingsError(
             "DATABASE_URL must be of the form sqlite:///path/to/file.db "
@@ -42,22 +57,33 @@ def connect(url: str) -> Database:
     return SQLiteDatabase(Path(path) if path else None)
 
 
-def default_url() -> str:
-    """The database that `DATABASE_URL` names, else a file in the working folder."""
-    return os.environ.get("DATABASE_URL") or DEFAULT_URL
-
-
-def hold(url: str, holder: object) -> Database:
-    """The one database of this process for a URL, shared by all who hold it.
+def settings_of(place: DatabaseSettings | str | None) -> DatabaseSettings:
+    """What the environment says, where nothing else is said.
 
     Args:
-        url: As for `connect`. A database in memory is shared as well.
+        place: Settings, which are taken as they are; a URL, for which the environment names the
+            schema alone; or None.
+    """
+    if isinstance(place, DatabaseSettings):
+        return place.of_the_database
+    if place is None:
+        return DatabaseSettings.read(os.environ)
+    schema = os.environ.get("LAKEBASE_AGENT_MEMORY_SCHEMA", "")
+    return DatabaseSettings.read({"DATABASE_URL": place, "LAKEBASE_AGENT_MEMORY_SCHEMA": schema})
+
+
+def hold(place: DatabaseSettings | str | None, holder: object) -> Database:
+    """The one database of this process for a place, shared by all who hold it.
+
+    Args:
+        place: As for `connect`. A database in memory is shared as well.
         holder: Who uses it: until it calls `release`, or is gone.
     """
+    settings = settings_of(place)
     with _lock:
-        database = _shared.get(url)
+        database = _shared.get(settings)
         if database is None:
-            database = _shared[url] = connect(url)
+            database = _shared[settings] = connect(settings)
         _holders.setdefault(database, weakref.WeakSet()).add(holder)
         return database
 
@@ -71,6 +97,6 @@ async def release(database: Database, holder: object) -> None:
         holders.discard(holder)
         if holders:
             return
-        for url in [url for url, known in _shared.items() if known is database]:
-            del _shared[url]
+        for key in [key for key, known in _shared.items() if known is database]:
+            del _shared[key]
     await database.close()

@@ -52,6 +52,14 @@ class Database(Protocol):
         """
         ...
 
+    async def pending(self) -> list[str]:
+        """The names of the migrations that the schema needs; changes nothing.
+
+        Raises:
+            DatabaseUnavailableError: It can't be read, or was made by a newer release.
+        """
+        ...
+
     async def close(self) -> None:
         """Finishes what is under way and gives up its resources. Calling it twice is harmless."""
         ...

@@ -87,6 +87,14 @@ class DatabaseUnavailableError(DatabaseError):
     """The database can't be opened or reached. Check its address, that it runs, and your rights."""
 
 
+class DatabasePermissionError(DatabaseUnavailableError):
+    """The database role lacks a right. The message names the grant and the SQL for it."""
+
+
+class WorkspaceError(DatabaseUnavailableError):
+    """The Databricks workspace did not let us in or did not answer. The message says which."""
+
+
 class DatabaseBusyError(DatabaseError):
     """Another process holds the database for longer than we wait. Try again."""
 

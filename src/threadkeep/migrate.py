@@ -24,6 +24,11 @@ class Migration:
     name: str
     sql: str
 
+    @property
+    def full_name(self) -> str:
+        """Number and name, as its file is called."""
+        return f"{self.version:04}_{self.name}"
+
 
 def load_migrations(dialect: str) -> list[Migration]:
     """Reads the migrations of a dialect, in order."""

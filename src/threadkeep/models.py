@@ -1,7 +1,7 @@
-"""Which model answers: the embedded one, or one behind an OpenAI-compatible server.
+"""Which model answers: the embedded one, or one behind Databricks or an OpenAI-compatible server.
 
-An agent without a model of its own gets the one that `AGENT_MODEL` names. By default that is
-OpenAI's when a key or a base URL is set, else the embedded model.
+An agent without a model of its own gets the one that `AGENT_MODEL` names. By default that is one of
+Databricks when its host is set, OpenAI's when a key or a base URL is set, else the embedded model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from agents.models import get_default_model
 from openai import AsyncOpenAI
 
 from threadkeep.errors import ModelError, SettingsError
+from threadkeep.serving_endpoints import DEFAULT_MODEL, PREFIX, ServingEndpoints, require_sdk
 from threadkeep.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,20 +30,20 @@ class Models(ModelProvider):
         on_progress: Told, in a line each, how the loading of the embedded model goes.
 
     Raises:
-        SettingsError: `AGENT_MODEL` is of no kind we know.
+        SettingsError: `AGENT_MODEL` is one of Databricks and its SDK is not installed.
         EmbeddedModelUnavailableError: The embedded model is asked for and can't be had.
     """
 
     def __init__(self, settings: Settings, on_progress: Callable[[str], None]) -> None:
         self._settings = settings
         self._openai: OpenAIProvider | None = None
+        self._endpoints: ServingEndpoints | None = None
         self._local: LocalRuntime | None = None
         self._default = settings.agent_model or self._fallback()
-        if self._default.startswith("databricks/"):
-            raise SettingsError(
-                "AGENT_MODEL: models served by Databricks are not supported yet. "
-                "Use local, local:/path/to/a.gguf, or the name of an OpenAI model."
-            )
+        if self._default == PREFIX:
+            raise SettingsError("AGENT_MODEL: databricks/ needs the name of a serving endpoint.")
+        if self._default.startswith(PREFIX):
+            require_sdk(SettingsError)
         if self._default == "local" or self._default.startswith("local:"):
             self._local = _local_runtime(self._default, on_progress)
             self._local.check()
@@ -75,13 +76,21 @@ class Models(ModelProvider):
         """The model of a name; None is the default.
 
         Raises:
-            ModelError: It is behind a server for which there is neither a key nor an address.
+            ModelError: It is behind a server for which there is neither a key nor an address, or
+                one of Databricks, whose SDK is not installed.
         """
         name = model_name or self._default
         if self._local and name in ("local", self._default):
             return self._local.model()
+        if name.startswith(PREFIX):
+            require_sdk(ModelError)
+            self._endpoints = self._endpoints or ServingEndpoints(self._settings.databricks_host)
+            return self._endpoints.model(name.removeprefix(PREFIX), chosen=bool(model_name))
         if not self._settings.openai_api_key and not self._settings.openai_base_url:
-            raise ModelError(f"The model {name} needs OPENAI_API_KEY or OPENAI_BASE_URL to be set.")
+            raise ModelError(
+                f"The model {name} needs OPENAI_API_KEY or OPENAI_BASE_URL to be set. A serving "
+                f"endpoint of Databricks is named databricks/{name}."
+            )
         model: Model = self._openai_provider().get_model(name)
         return model
 
@@ -89,10 +98,14 @@ class Models(ModelProvider):
         """Ends the embedded model and gives up connections."""
         if self._local:
             await self._local.aclose()
+        if self._endpoints:
+            await self._endpoints.aclose()
         if self._openai:
             await self._openai.aclose()
 
     def _fallback(self) -> str:
+        if self._settings.databricks_host:
+            return DEFAULT_MODEL
         remote = self._settings.openai_api_key or self._settings.openai_base_url
         return get_default_model() if remote else "local"
 

@@ -3,19 +3,26 @@
 A pool belongs to the event loop that made it; a database that serves several has one for each.
 Connections are opened as they are needed. Nothing of a state is left on one (every statement
 commits by itself), so it goes back to the pool without the reset that asyncpg would send.
+
+When a connection dies under a statement, nobody knows whether that was done. So every statement may
+be made again: those that write are given a number of the call and told that it is `retried`, and
+recognise by what is stored whether the first attempt was done (see sql/postgres). A server that
+restarts costs its callers some time, and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import secrets
+import socket
 import weakref
-from collections.abc import Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import asyncpg
 
+from threadkeep import postgres_schema
 from threadkeep.database import Row, Value, load_statements
 from threadkeep.errors import (
     ClosedError,
@@ -23,96 +30,300 @@ from threadkeep.errors import (
     DatabaseError,
     DatabaseUnavailableError,
 )
-from threadkeep.migrate import RELEASE, load_migrations, pending
+from threadkeep.postgres_server import Server
 
 POOL_SIZE = 10
 """Connections of one process and event loop, at most."""
 
 WAIT_SECONDS = 10.0
-"""How long a call waits for a connection before it gives up."""
+"""How long a call waits for a connection, or tries to get one, before it gives up."""
+
+STATEMENT_SECONDS = 30.0
+"""How long a statement may take before the server counts as dead."""
+
+_CONNECT_SECONDS = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
-_MIGRATION_LOCK = 0x7468_7264_6B65_6570
-"""An advisory lock's number: `thrdkeep` in ASCII."""
+
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,  # of a server that was the first one before a fail-over
+    asyncpg.TooManyConnectionsError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.UniqueViolationError,  # the first attempt was done while the second one waited for it
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a server's last words met a statement that was just being sent
+    OSError,
+)
+"""What may be otherwise on another connection, or a moment later."""
+
+_FINAL = (asyncpg.DataError, asyncpg.ClientConfigurationError, socket.gaierror)
+"""What is of a kind above, and stays as it is."""
+
+_SOUND = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.UniqueViolationError,
+    asyncpg.DataError,
+)
+"""After these the connection is as good as before."""
+
+_REFUSALS = 2
+"""How many logins of one call may be refused before it gives up."""
+
+_ALL = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+T = TypeVar("T")
+
+_LOGIN = (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError)
 
 
 class PostgresDatabase:
     """A schema of a Postgres database.
 
     Args:
-        url: `postgresql://user:password@host:port/database`, as libpq takes it.
+        server: Where it is, and how to get in.
         schema: Where the tables are.
+        migrates: Whether to bring the schema up to date when it opens; else it must be.
+        statements: Named statements beside those of `sql/postgres`.
+        pool_size: Connections of one event loop, at most.
+        wait_seconds: How long a call waits for a connection.
     """
 
-    def __init__(self, url: str, schema: str = "threadkeep") -> None:
-        self._url = url
+    def __init__(
+        self,
+        server: Server,
+        schema: str = "threadkeep",
+        *,
+        migrates: bool = True,
+        statements: Mapping[str, str] | None = None,
+        pool_size: int = POOL_SIZE,
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
+        self._server = server
         self._schema = schema
+        self._migrates = migrates
+        texts = load_statements("postgres") | dict(statements or {})
         self._statements = {
-            name: _numbered(_in_schema(text, schema))
-            for name, text in load_statements("postgres").items()
+            name: _numbered(postgres_schema.in_schema(text, schema)) for name, text in texts.items()
         }
-        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[Any]] = (
+        self._pool_size = pool_size
+        self._wait = wait_seconds
+        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = (
             weakref.WeakKeyDictionary()
         )
+        self._ready = False
         self._closed = False
 
     @property
     def description(self) -> str:
-        parts = urlsplit(self._url)
-        where = f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
-        return f"{where}, schema {self._schema} (Postgres)"
+        return f"{self._server.description}, schema {self._schema} (Postgres)"
+
+    @property
+    def schema(self) -> str:
+        """The name of the schema."""
+        return self._schema
 
     async def call(self, statement: str, **parameters: Value) -> list[Row]:
+        if not self._ready:
+            await self.open()
         text, names = self._statements[statement]
-        pool = await self._pool()
-        try:
-            async with pool.acquire(timeout=WAIT_SECONDS) as connection:
-                return list(await connection.fetch(text, *(parameters[name] for name in names)))
-        except TimeoutError as error:
-            raise DatabaseBusyError(
-                f"No connection to the database was free within {WAIT_SECONDS:.0f} s. Try again."
-            ) from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise _translated(error) from error
+        known = {"call_id": secrets.randbits(63), "retried": False}
+
+        async def ask(connection: Any) -> list[Row]:
+            values = [known[name] if name in known else parameters[name] for name in names]
+            known["retried"] = True
+            return list(await connection.fetch(text, *values))
+
+        return await self._attempt(ask)
 
     async def open(self) -> None:
-        await self._pool()
+        if self._migrates:
+            await self._attempt(lambda c: postgres_schema.migrate(c, self._schema))
+        else:
+            await self._attempt(lambda c: postgres_schema.check(c, self._schema))
+        self._ready = True
+
+    async def pending(self) -> list[str]:
+        found = await self._attempt(lambda c: postgres_schema.missing(c, self._schema))
+        return [migration.full_name for migration in found]
+
+    async def grants(self, role: str) -> list[str]:
+        """The SQL that lets a role use this schema, as `postgres_schema.grants` makes it."""
+        return await self._attempt(lambda c: _grants(c, role, self._schema))
+
+    async def execute(self, sql: str) -> None:
+        """Runs SQL that has no parameters and no result.
+
+        Raises:
+            DatabaseError: The database refused.
+        """
+        await self._attempt(lambda c: c.execute(sql))
 
     async def close(self) -> None:
         self._closed = True
-        making = self._pools.pop(asyncio.get_running_loop(), None)
-        if making is not None and not making.cancelled() and making.exception() is None:
-            await making.result().close()
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.close()
 
-    async def _pool(self) -> Any:
-        """The pool of this loop, made by whoever comes first; others wait for it."""
+    async def _attempt(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Does it on a connection; again on another one, for a while, when that dies."""
+        deadline = asyncio.get_running_loop().time() + self._wait
+        pause, refusals = _FIRST_PAUSE, 0
+        while True:
+            try:
+                return await self._pool().use(work, deadline)
+            except asyncpg.InsufficientPrivilegeError as error:
+                raise await self._lacking_rights(error) from error
+            except _LOGIN as error:
+                refusals += 1
+                if not self._server.forget_login() or refusals == _REFUSALS:
+                    raise self._translated(error) from error
+            except _ALL as error:
+                late = asyncio.get_running_loop().time() + pause > deadline
+                if late or not isinstance(error, _LOST) or isinstance(error, _FINAL):
+                    raise self._translated(error) from error
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _pool(self) -> _Pool:
         if self._closed:
             raise ClosedError("This database was closed. Open it again with threadkeep.connect.")
         loop = asyncio.get_running_loop()
-        making = self._pools.get(loop)
-        if making is None or (making.done() and (making.cancelled() or making.exception())):
-            making = self._pools[loop] = loop.create_task(self._make_pool())
-        return await asyncio.shield(making)
-
-    async def _make_pool(self) -> Any:
-        try:
-            pool = await asyncpg.create_pool(
-                self._url, min_size=0, max_size=POOL_SIZE, reset=_leave, timeout=WAIT_SECONDS
-            )
-            async with pool.acquire() as connection:
-                await _migrate(connection, self._schema)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise _translated(error) from error
+        pool = self._pools.get(loop)
+        if pool is None:
+            pool = self._pools[loop] = _Pool(self._server, self._pool_size, self._wait)
         return pool
+
+    async def _lacking_rights(self, error: BaseException) -> DatabaseError:
+        words = self._server.advice.no_rights
+
+        async def look(connection: Any) -> DatabaseError:
+            return await postgres_schema.lacking_rights(connection, self._schema, words)
+
+        try:
+            deadline = asyncio.get_running_loop().time() + self._wait
+            return await self._pool().use(look, deadline)
+        except _ALL:
+            return self._translated(error)
+
+    def _translated(self, error: BaseException) -> DatabaseError:
+        """Says what an error of asyncpg means, by its type."""
+        advice = self._server.advice
+        if isinstance(error, _LOGIN):
+            return DatabaseUnavailableError(advice.refused)
+        if isinstance(error, asyncpg.InvalidCatalogNameError):
+            return DatabaseUnavailableError(advice.no_database)
+        if isinstance(error, asyncpg.TooManyConnectionsError):
+            return DatabaseBusyError("The database takes no more connections. Try again.")
+        if isinstance(error, asyncpg.DuplicateTableError):
+            return DatabaseUnavailableError(
+                f"The schema {self._schema} holds tables of another program. Name one of its own "
+                "for Threadkeep in LAKEBASE_AGENT_MEMORY_SCHEMA."
+            )
+        if isinstance(error, socket.gaierror):
+            return DatabaseUnavailableError(advice.unknown_host)
+        if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError) or (
+            isinstance(error, asyncpg.PostgresError) and not isinstance(error, _LOST)
+        ):
+            return DatabaseError(f"The database refused ({type(error).__name__}).")
+        if isinstance(error, ConnectionRefusedError | TimeoutError | asyncpg.CannotConnectNowError):
+            return DatabaseUnavailableError(advice.unreachable)
+        return DatabaseUnavailableError(advice.closed)
+
+
+class _Pool:
+    """The connections of one event loop."""
+
+    def __init__(self, server: Server, size: int, wait: float) -> None:
+        self._server = server
+        self._size = size
+        self._wait = wait
+        self._fresh_until = 0.0
+        self._pool = asyncpg.create_pool(
+            connect=self._connect, min_size=0, max_size=size, reset=_leave
+        )
+
+    async def use(self, work: Callable[[Any], Awaitable[T]], deadline: float) -> T:
+        """Does work on a connection of its own.
+
+        Raises:
+            DatabaseBusyError: None was free in time.
+            DatabaseUnavailableError: The server did not answer in time.
+        """
+        await self._pool  # the first time it is made; that never waits for anything
+        await self._recycle()
+        left = max(0.1, deadline - asyncio.get_running_loop().time())
+        try:
+            connection = await self._pool.acquire(timeout=left)
+        except TimeoutError as error:
+            if self._pool.get_size() - self._pool.get_idle_size() < self._size:
+                raise DatabaseUnavailableError(self._server.advice.unreachable) from error
+            raise DatabaseBusyError(
+                f"No connection to the database was free within {self._wait:.0f} s. Try again."
+            ) from error
+        try:
+            async with asyncio.timeout(STATEMENT_SECONDS) as limit:
+                if self._server.prepares:
+                    return await work(connection)
+                async with connection.transaction():  # one server for all that a statement takes
+                    return await work(connection)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            connection.terminate()
+            raise DatabaseUnavailableError(
+                f"The database did not answer within {STATEMENT_SECONDS:.0f} s. Check that it "
+                "runs, and what else keeps it busy."
+            ) from error
+        except _LOST as error:
+            if not isinstance(error, _SOUND):
+                connection.terminate()
+            raise
+        finally:
+            await self._pool.release(connection)
+
+    async def close(self) -> None:
+        """Waits for what is under way, for a while."""
+        try:
+            async with asyncio.timeout(self._wait):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def _recycle(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._server.recycle_seconds is not None and now >= self._fresh_until:
+            if self._fresh_until:
+                await self._pool.expire_connections()
+            self._fresh_until = now + self._server.recycle_seconds
+
+    async def _connect(self, *_: Any, **options: Any) -> Any:
+        login = await self._server.login()
+        try:
+            return await asyncpg.connect(
+                **login,
+                **options,
+                timeout=_CONNECT_SECONDS,
+                statement_cache_size=100 if self._server.prepares else 0,
+            )
+        except TimeoutError as error:  # which would look as if no connection had been free
+            raise ConnectionRefusedError from error
 
 
 async def _leave(connection: Any) -> None:
     """A connection goes back as it is."""
 
 
-def _in_schema(text: str, schema: str) -> str:
-    quoted = '"' + schema.replace('"', '""') + '"'
-    return re.sub(r"\bthreadkeep\.", lambda _: f"{quoted}.", text)
+async def _grants(connection: Any, role: str, schema: str) -> list[str]:
+    database = await connection.fetchval("SELECT current_database()")
+    return postgres_schema.grants(role, database, schema)
 
 
 def _numbered(text: str) -> tuple[str, Sequence[str]]:
@@ -125,59 +336,3 @@ def _numbered(text: str) -> tuple[str, Sequence[str]]:
         return f"${names.index(match[1]) + 1}"
 
     return _PARAMETER.sub(number, text), names
-
-
-async def _migrate(connection: Any, schema: str) -> None:
-    """Brings the schema up to date under a lock; when it is, nothing is changed or locked."""
-    migrations = load_migrations("postgres")
-    if not pending(migrations, await _applied(connection, schema)):
-        return
-    quoted = _in_schema("threadkeep.", schema)
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted.removesuffix('.')}")
-        await connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {quoted}schema_migrations (version bigint PRIMARY KEY, "
-            "name text NOT NULL, release text NOT NULL, "
-            "applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        for migration in pending(migrations, await _applied(connection, schema)):
-            await connection.execute(_in_schema(migration.sql, schema))
-            await connection.execute(
-                f"INSERT INTO {quoted}schema_migrations (version, name, release) "  # noqa: S608
-                "VALUES ($1, $2, $3)",
-                migration.version,
-                migration.name,
-                RELEASE,
-            )
-
-
-async def _applied(connection: Any, schema: str) -> set[int]:
-    table = _in_schema("threadkeep.schema_migrations", schema)
-    if await connection.fetchval("SELECT to_regclass($1)", table) is None:
-        return set()
-    rows = await connection.fetch(f"SELECT version FROM {table}")  # noqa: S608 - quoted
-    return {row["version"] for row in rows}
-
-
-def _translated(error: BaseException) -> DatabaseError:
-    """Says what an error of asyncpg means, by its type."""
-    if isinstance(
-        error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError
-    ):
-        return DatabaseUnavailableError(
-            "The database refused the user or password in DATABASE_URL."
-        )
-    if isinstance(error, asyncpg.InvalidCatalogNameError):
-        return DatabaseUnavailableError(
-            "There is no such database. Create it, or mend DATABASE_URL."
-        )
-    if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        return DatabaseUnavailableError(
-            "The database role lacks a right. It must own the schema, or be granted the use of it."
-        )
-    if isinstance(error, asyncpg.PostgresError) and not isinstance(
-        error, asyncpg.PostgresConnectionError | asyncpg.CannotConnectNowError
-    ):
-        return DatabaseError(f"The database refused ({error.sqlstate}).")
-    return DatabaseUnavailableError("The database can't be reached. Check that it runs.")

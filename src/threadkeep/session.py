@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from agents import RunContextWrapper, SessionSettings, TResponseInputItem
 
-from threadkeep.connect import default_url, hold, release
+from threadkeep.connect import hold, release
 from threadkeep.database import Database
 from threadkeep.errors import ClosedError, InvalidInputError, SessionNotFoundError
 from threadkeep.history import (
@@ -41,8 +41,8 @@ class Session:
 
     Args:
         session_id: The conversation; 1 to 512 characters.
-        database: Where it is kept: a Database, or the URL of one. By default what
-            `DATABASE_URL` names, else `sqlite:///./threadkeep.db`.
+        database: Where it is kept: a Database, or the URL of one. By default what the
+            environment says (`LAKEBASE_…`, `DATABASE_URL`), else `sqlite:///./threadkeep.db`.
         owner: Whose it is. Without one it is nobody's, and nobody with an owner sees it.
         session_settings: The SDK's settings, or a dict of them: `limit`, the newest so many items
             that a run gets.
@@ -63,7 +63,7 @@ class Session:
         self._owner = "" if owner is None else check_id(owner, "owner")
         self.session_settings = session_settings
         if database is None or isinstance(database, str):
-            database = hold(database or default_url(), self)
+            database = hold(database, self)
         self._database: Database | None = database
 
     @classmethod
@@ -79,7 +79,8 @@ class Session:
 
         Args:
             session_id: The conversation.
-            url: `sqlite:///relative/path`, `sqlite:////absolute/path` or `sqlite://` (in memory).
+            url: `sqlite:///relative/path`, `sqlite:////absolute/path`, `sqlite://` (in memory) or
+                `postgresql://user:password@host:port/database`.
             owner: Whose it is.
             session_settings: As for the class.
 

@@ -10,28 +10,27 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from threadkeep.connect import DEFAULT_URL
 from threadkeep.errors import SettingsError
 
 
-class Settings(BaseModel):
-    """The settings of a server. Each field is read from the variable that its alias names."""
+class DatabaseSettings(BaseModel):
+    """Where sessions are kept. Each field is read from the variable that its alias names."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
-    database_url: str = Field(DEFAULT_URL, alias="DATABASE_URL")
-    agent_model: str | None = Field(None, alias="AGENT_MODEL")
-    openai_api_key: str | None = Field(None, alias="OPENAI_API_KEY", repr=False)
-    openai_base_url: str | None = Field(None, alias="OPENAI_BASE_URL")
-    openai_api: Literal["chat_completions", "responses"] | None = Field(None, alias="OPENAI_API")
-    databricks_app_port: int | None = Field(None, alias="DATABRICKS_APP_PORT", ge=0, le=65535)
-    port: int = Field(8000, alias="PORT", ge=0, le=65535)
-    host: str | None = Field(None, alias="HOST")
-    workers: int = Field(1, alias="WORKERS", ge=1, le=64)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
-    task_timeout_seconds: float = Field(3600, alias="TASK_TIMEOUT_SECONDS", gt=0)
+    lakebase_autoscaling_endpoint: str | None = Field(None, alias="LAKEBASE_AUTOSCALING_ENDPOINT")
+    lakebase_autoscaling_project: str | None = Field(None, alias="LAKEBASE_AUTOSCALING_PROJECT")
+    lakebase_autoscaling_branch: str | None = Field(None, alias="LAKEBASE_AUTOSCALING_BRANCH")
+    lakebase_instance_name: str | None = Field(None, alias="LAKEBASE_INSTANCE_NAME")
+    pgdatabase: str = Field("databricks_postgres", alias="PGDATABASE")
+    pghost: str | None = Field(None, alias="PGHOST")
+    pguser: str | None = Field(None, alias="PGUSER")
+    pgport: int = Field(5432, alias="PGPORT", ge=1, le=65535)
+    database_url: str | None = Field(None, alias="DATABASE_URL", repr=False)
+    schema_name: str = Field(
+        "threadkeep", alias="LAKEBASE_AGENT_MEMORY_SCHEMA", max_length=63, pattern=r"^[^\x00]+$"
+    )
     databricks_app_name: str | None = Field(None, alias="DATABRICKS_APP_NAME")
-    trust_proxy_headers: bool = Field(False, alias="THREADKEEP_TRUST_PROXY_HEADERS")
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Self:
@@ -52,6 +51,42 @@ class Settings(BaseModel):
         except ValidationError as error:
             problem = error.errors(include_input=False)[0]
             raise SettingsError(f"{problem['loc'][0]}: {problem['msg']}.") from error
+
+    @property
+    def of_the_database(self) -> DatabaseSettings:
+        """These settings without those of a server: two of the same database are equal."""
+        fields = DatabaseSettings.model_fields.items()
+        values = {field.alias or name: getattr(self, name) for name, field in fields}
+        return DatabaseSettings.model_validate(values)
+
+    @property
+    def uses_lakebase(self) -> bool:
+        """Whether a Lakebase is named, which wins over `DATABASE_URL`."""
+        return any(
+            (
+                self.lakebase_autoscaling_endpoint,
+                self.lakebase_autoscaling_project,
+                self.lakebase_autoscaling_branch,
+                self.lakebase_instance_name,
+            )
+        )
+
+
+class Settings(DatabaseSettings):
+    """The settings of a server."""
+
+    agent_model: str | None = Field(None, alias="AGENT_MODEL")
+    databricks_host: str | None = Field(None, alias="DATABRICKS_HOST")
+    openai_api_key: str | None = Field(None, alias="OPENAI_API_KEY", repr=False)
+    openai_base_url: str | None = Field(None, alias="OPENAI_BASE_URL")
+    openai_api: Literal["chat_completions", "responses"] | None = Field(None, alias="OPENAI_API")
+    databricks_app_port: int | None = Field(None, alias="DATABRICKS_APP_PORT", ge=0, le=65535)
+    port: int = Field(8000, alias="PORT", ge=0, le=65535)
+    host: str | None = Field(None, alias="HOST")
+    workers: int = Field(1, alias="WORKERS", ge=1, le=64)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
+    task_timeout_seconds: float = Field(3600, alias="TASK_TIMEOUT_SECONDS", gt=0)
+    trust_proxy_headers: bool = Field(False, alias="THREADKEEP_TRUST_PROXY_HEADERS")
 
     @property
     def listen_host(self) -> str:

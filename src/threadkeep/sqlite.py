@@ -15,6 +15,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,7 @@ from threadkeep.errors import (
     DatabaseError,
     DatabaseUnavailableError,
 )
-from threadkeep.migrate import RELEASE, load_migrations, pending
+from threadkeep.migrate import RELEASE, Migration, load_migrations, pending
 
 BUSY_SECONDS = 10.0
 """How long another process may hold the file before a call gives up."""
@@ -87,6 +88,9 @@ class SQLiteDatabase:
 
     async def open(self) -> None:
         await self._submit(lambda connection: None, writes=False)
+
+    async def pending(self) -> list[str]:
+        return [m.full_name for m in await asyncio.to_thread(_missing, self._path)]
 
     async def close(self) -> None:
         self._closed = True
@@ -304,6 +308,19 @@ def _migrate(connection: sqlite3.Connection) -> None:
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def _missing(path: Path | None) -> list[Migration]:
+    """The migrations that a file needs, which is not made for that."""
+    migrations = load_migrations("sqlite")
+    if path is None or not path.exists():
+        return migrations
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        with closing(connection):
+            return pending(migrations, _applied(connection))
+    except sqlite3.Error as error:
+        raise _translated(error, path) from error
 
 
 def _applied(connection: sqlite3.Connection) -> set[int]:

@@ -67,7 +67,7 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     async with AsyncExitStack() as opened:
-        database = connect(settings.database_url)
+        database = connect(settings)
         opened.push_async_callback(database.close)
         await database.open()
         opened.push_async_callback(app.state.models.aclose)

@@ -81,7 +81,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 async def _check_database(settings: Settings) -> None:
-    database = connect(settings.database_url)
+    database = connect(settings)
     try:
         await database.open()
     finally:
@@ -111,7 +111,7 @@ def _print_banner(settings: Settings, app: FastAPI, listener: socket.socket, pag
     print(
         f"Threadkeep {RELEASE}\n"
         f"  {'Page ' if page else 'API  '}     http://{shown}:{port}\n"
-        f"  Database  {connect(settings.database_url).description}\n"
+        f"  Database  {connect(settings).description}\n"
         f"  Model     {app.state.models.name}",
         flush=True,
     )

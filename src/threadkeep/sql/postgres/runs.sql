@@ -2,6 +2,8 @@
 -- have its session (`sessions.run_id`, compared in the row that the statement locks), or else somebody
 -- took that over, or deleted it, and nothing is written.
 
+-- A call whose connection died is made again, and then `:retried`; see sessions.sql.
+
 -- name: queue_run
 -- Stores a run that waits for its session. No row: the session is somebody else's.
 WITH run AS (
@@ -9,15 +11,19 @@ WITH run AS (
   SELECT :run_id, :session_id, :owner, 'queued', clock_timestamp(), clock_timestamp()
   WHERE NOT EXISTS (
     SELECT 1 FROM threadkeep.sessions WHERE session_id = :session_id AND owner <> :owner)
+  ON CONFLICT DO NOTHING
   RETURNING run_id),
 event AS (
   INSERT INTO threadkeep.run_events (run_id, seq, data) SELECT run_id, 0, :created FROM run)
-SELECT run_id FROM run;
+SELECT run_id FROM run
+UNION ALL
+SELECT run_id FROM threadkeep.runs WHERE :retried::boolean AND run_id = :run_id;
 
 -- name: begin_turn
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
 -- read_items does. `busy`: another run that is alive has the session or has waited for longer, and
--- nothing was written.
+-- nothing was written. Made again, it finds that its run has the session: not busy, and nothing to read
+-- here.
 WITH head AS (
   INSERT INTO threadkeep.sessions AS s
     (session_id, owner, title, epoch, seq, run_id, run_alive_at, created_at, updated_at)
@@ -66,7 +72,9 @@ SELECT head.epoch, head.seq AS head,
        head.epoch IS NOT NULL OR NOT EXISTS (
          SELECT 1 FROM threadkeep.sessions o
          WHERE o.session_id = :session_id AND o.owner <> :owner) AS owned,
-       head.epoch IS NULL AS busy, known.base, news.seq, news.data,
+       head.epoch IS NULL AND NOT (:retried::boolean AND EXISTS (
+         SELECT 1 FROM threadkeep.sessions o
+         WHERE o.session_id = :session_id AND o.run_id = :run_id)) AS busy, known.base, news.seq, news.data,
        (extract(epoch FROM news.created_at) * 1000)::bigint AS created_at
 FROM (SELECT) AS always
 LEFT JOIN head ON true
@@ -76,17 +84,23 @@ ORDER BY news.seq;
 
 -- name: append_run_items
 -- Stores items of a run behind the newest one. No row: the run has lost its session.
-WITH head AS (
+WITH done AS (
+  SELECT FROM threadkeep.items
+  WHERE :retried::boolean AND session_id = :session_id AND call_id = :call_id::bigint),
+head AS (
   UPDATE threadkeep.sessions
   SET seq = seq + cardinality(:items::text[]), updated_at = clock_timestamp()
   WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id
+    AND NOT EXISTS (SELECT FROM done)
   RETURNING epoch, seq, updated_at),
 stored AS (
-  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at)
+  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at, call_id)
   SELECT :session_id, head.seq - cardinality(:items::text[]) + new.place, new.data, :run_id,
-         head.updated_at
+         head.updated_at, CASE WHEN new.place = 1 THEN :call_id::bigint END
   FROM head, unnest(:items::text[]) WITH ORDINALITY AS new (data, place))
-SELECT epoch, seq FROM head;
+SELECT epoch, seq FROM head
+UNION ALL
+SELECT s.epoch, s.seq FROM threadkeep.sessions s, done WHERE s.session_id = :session_id;
 
 -- name: take_back_turn
 -- Undoes what admitted a turn, if nothing was stored since: removes the input, which lies after seq
@@ -172,7 +186,12 @@ stored AS (
   SELECT :run_id, :first_seq::bigint + new.place - 1, new.data
   FROM ended, unnest(:events::text[]) WITH ORDINALITY AS new (data, place)
   ON CONFLICT DO NOTHING)
-SELECT status FROM ended;
+SELECT status FROM ended
+UNION ALL
+SELECT r.status FROM threadkeep.runs r JOIN threadkeep.run_events e ON e.run_id = r.run_id
+WHERE :retried::boolean AND r.run_id = :run_id AND r.status = :status
+  AND e.seq = :first_seq::bigint + cardinality(:events::text[]) - 1
+  AND e.data = (:events::text[])[cardinality(:events::text[])];
 
 -- name: end_lost_run
 -- Ends a run whose process gave no sign of life for `stale_after` ms, with a last event.

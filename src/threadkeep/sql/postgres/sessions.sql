@@ -5,14 +5,22 @@
 -- every other table is still seen as it was when the statement began. So whatever decides is a column
 -- of the locked sessions row; and reads beside a write may miss what was committed during the wait,
 -- which the caller sees by the numbers.
+--
+-- A call whose connection died is made again, and then `:retried`: it may have been done already. The
+-- driver gives each call a random `:call_id`, the same for every attempt. A change is recognised by its
+-- new epoch, in a row that is locked to see what the wait may have brought.
 
 -- name: append_items
 -- Stores items behind the newest one; makes the session if it is new.
-WITH head AS (
+WITH done AS (
+  SELECT FROM threadkeep.items
+  WHERE :retried::boolean AND session_id = :session_id AND call_id = :call_id::bigint),
+head AS (
   INSERT INTO threadkeep.sessions AS s
     (session_id, owner, title, epoch, seq, created_at, updated_at)
-  VALUES (:session_id, :owner, :title, :new_epoch, cardinality(:items::text[]),
-          clock_timestamp(), clock_timestamp())
+  SELECT :session_id, :owner, :title, :new_epoch, cardinality(:items::text[]),
+         clock_timestamp(), clock_timestamp()
+  WHERE NOT EXISTS (SELECT FROM done)
   ON CONFLICT (session_id) DO UPDATE
   SET seq = s.seq + cardinality(:items::text[]),
       title = coalesce(s.title, excluded.title),
@@ -20,11 +28,11 @@ WITH head AS (
   WHERE s.owner = excluded.owner
   RETURNING s.epoch, s.seq, s.updated_at),
 stored AS (
-  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at)
+  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at, call_id)
   SELECT :session_id, head.seq - cardinality(:items::text[]) + new.place, new.data, NULL,
-         head.updated_at
+         head.updated_at, CASE WHEN new.place = 1 THEN :call_id::bigint END
   FROM head, unnest(:items::text[]) WITH ORDINALITY AS new (data, place))
-SELECT head.epoch, head.seq, head.epoch IS NOT NULL AS owned
+SELECT head.epoch, head.seq, head.epoch IS NOT NULL OR EXISTS (SELECT FROM done) AS owned
 FROM (SELECT) AS always LEFT JOIN head ON true;
 
 -- name: read_items
@@ -81,7 +89,12 @@ WITH head AS (
 cut AS (
   DELETE FROM threadkeep.items
   WHERE session_id = :session_id AND seq > :keep::bigint AND EXISTS (SELECT FROM head))
-SELECT epoch, seq FROM head;
+SELECT epoch, seq FROM head
+UNION ALL
+SELECT epoch, seq FROM (
+  SELECT epoch, seq FROM threadkeep.sessions
+  WHERE :retried::boolean AND session_id = :session_id FOR UPDATE) done
+WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: remove_item
 -- Removes one item and closes the gap, if nothing changed since (epoch, seq) was read. What lies
@@ -103,7 +116,12 @@ moved AS (
 removed AS (
   DELETE FROM threadkeep.items
   WHERE session_id = :session_id AND seq = :seq::bigint AND EXISTS (SELECT FROM head))
-SELECT epoch, seq FROM head;
+SELECT epoch, seq FROM head
+UNION ALL
+SELECT epoch, seq FROM (
+  SELECT epoch, seq FROM threadkeep.sessions
+  WHERE :retried::boolean AND session_id = :session_id FOR UPDATE) done
+WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: branch_session
 -- Keeps the whole session as a fork under `fork_id`, then removes every item after seq `keep` here,
@@ -130,7 +148,12 @@ copied AS (
 cut AS (
   DELETE FROM threadkeep.items
   WHERE session_id = :session_id AND seq > :keep::bigint AND EXISTS (SELECT FROM head))
-SELECT epoch, seq FROM head;
+SELECT epoch, seq FROM head
+UNION ALL
+SELECT epoch, seq FROM (
+  SELECT epoch, seq FROM threadkeep.sessions
+  WHERE :retried::boolean AND session_id = :session_id FOR UPDATE) done
+WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: get_session
 -- One session of an owner, without its items.
@@ -164,4 +187,7 @@ runs AS (
   RETURNING runs.run_id),
 events AS (
   DELETE FROM threadkeep.run_events USING runs WHERE run_events.run_id = runs.run_id)
-SELECT session_id FROM gone;
+SELECT session_id FROM gone
+UNION ALL
+SELECT :session_id WHERE :retried::boolean AND NOT EXISTS (
+  SELECT FROM threadkeep.sessions WHERE session_id = :session_id);

@@ -27,8 +27,12 @@ CREATE TABLE threadkeep.items (
   data text NOT NULL,
   run_id text,
   created_at timestamptz(3) NOT NULL,
+  call_id bigint,  -- of the call that appended, on the first item of each
   PRIMARY KEY (session_id, seq)
 );
+
+-- An append that is made again, because nobody knows whether it was done, is done once.
+CREATE UNIQUE INDEX items_by_call ON threadkeep.items (session_id, call_id) WHERE call_id IS NOT NULL;
 
 -- alive_at is renewed by the process at work; a run that did not for long has lost its process.
 CREATE TABLE threadkeep.runs (
