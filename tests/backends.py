@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.lakebase import LakebaseStandIn
 
 _numbers = count()
 
@@ -25,8 +29,9 @@ class SQLite:
     file: Path
 
     @property
-    def url(self) -> str:
-        return f"sqlite:///{self.file}"
+    def variables(self) -> dict[str, str]:
+        """The environment that leads there."""
+        return {"DATABASE_URL": f"sqlite:///{self.file}"}
 
     def execute(self, sql: str) -> None:
         """Runs SQL behind the program's back."""
@@ -46,6 +51,11 @@ class Postgres:
     def url(self) -> str:
         return f"{self.server}/{self.name}"
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment that leads there."""
+        return {"DATABASE_URL": self.url}
+
     def execute(self, sql: str) -> None:
         """Runs SQL behind the program's back."""
         subprocess.run(
@@ -55,7 +65,25 @@ class Postgres:
         )
 
 
-Backend = SQLite | Postgres
+@dataclass(frozen=True)
+class Lakebase:
+    """A database of one test on the stand-in."""
+
+    stand_in: LakebaseStandIn
+    name: str
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment that leads there; that of the process leads to the workspace."""
+        name = self.stand_in.environment()["LAKEBASE_INSTANCE_NAME"]
+        return {"LAKEBASE_INSTANCE_NAME": name, "PGDATABASE": self.name}
+
+    def execute(self, sql: str) -> None:
+        """Runs SQL behind the program's back."""
+        self.stand_in.sql(sql, self.name)
+
+
+Backend = SQLite | Postgres | Lakebase
 
 
 def new_postgres(server: str) -> Postgres:
@@ -65,35 +93,62 @@ def new_postgres(server: str) -> Postgres:
     return backend
 
 
-@contextmanager
-def postgres_server() -> Iterator[str]:
-    """Runs Debian's Postgres as an unprivileged user, on a free port; gives its URL."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    assert programs, "Postgres is missing: apt-get install -y postgresql"
-    folder = Path(tempfile.mkdtemp(prefix="threadkeep-postgres-"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+class PostgresPrograms:
+    """Debian's Postgres, run as an unprivileged user in a new folder, with a new cluster in it.
 
-    def run(*command: str) -> None:
+    Attributes:
+        folder: Holds the cluster, the log and the Unix socket.
+    """
+
+    def __init__(self) -> None:
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        assert programs, "Postgres is missing: apt-get install -y postgresql"
+        self._programs = programs[-1]
+        self.folder = Path(tempfile.mkdtemp(prefix="threadkeep-postgres-"))
+        self._user = _unprivileged(self.folder)
+        self.run(self._programs / "initdb", "-D", "data", "-U", "postgres", "-A", "trust")
+
+    def start(self, options: str) -> None:
+        """Starts the server; `options` are those of the `postgres` command."""
+        every = f"-k {self.folder} -c fsync=off {options}"
+        self._control("-o", every, "-l", "log", "-w", "start")
+
+    def stop(self, mode: str) -> None:
+        """Stops it: `fast` saves first, `immediate` does not."""
+        self._control("-m", mode, "-w", "stop")
+
+    def remove(self) -> None:
+        """Deletes all it wrote."""
+        shutil.rmtree(self.folder)
+
+    def run(self, *command: str | Path) -> None:
+        """Runs a program as the server's user, in its folder."""
         subprocess.run(
-            [programs[-1] / command[0], *command[1:]],
+            command,
             check=True,
-            user=_unprivileged(folder),
-            cwd=folder,
+            user=self._user,
+            cwd=self.folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
 
-    data = str(folder / "data")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run("initdb", "-D", data, "-U", "postgres", "-A", "trust")
-    run("pg_ctl", "-D", data, "-o", options, "-l", str(folder / "log"), "-w", "start")
+    def _control(self, *arguments: str) -> None:
+        self.run(self._programs / "pg_ctl", "-D", "data", *arguments)
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """Runs Debian's Postgres as an unprivileged user, on a free port; gives its URL."""
+    programs = PostgresPrograms()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    programs.start(f"-p {port} -c listen_addresses=127.0.0.1")
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}"
     finally:
-        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+        programs.stop("immediate")
+        programs.remove()
 
 
 def _unprivileged(folder: Path) -> int | None:

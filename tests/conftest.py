@@ -13,8 +13,9 @@ import uvicorn
 from agents import Agent
 
 from agent_server.agent import get_current_time, get_session_id
-from tests.backends import Backend, SQLite, new_postgres, postgres_server
+from tests.backends import Backend, Lakebase, SQLite, new_postgres, postgres_server
 from tests.fakes import FakeModel
+from tests.lakebase import LakebaseStandIn, lakebase_stand_in
 from threadkeep.server import AgentContext, create_app
 from threadkeep.settings import Settings
 
@@ -76,13 +77,10 @@ class RunningApp:
         return Agent(name="Assistant", model=self.model, tools=[get_current_time])
 
 
-def environment(database_url: str, **more: str) -> dict[str, str]:
-    """Settings of a server: its database, and a model that is never asked."""
-    return {
-        "DATABASE_URL": database_url,
-        "AGENT_MODEL": "fake",
-        "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
-    } | more
+def environment(database: Backend | str, **more: str) -> dict[str, str]:
+    """Settings of a server: its database, or the URL of one, and a model that is never asked."""
+    place = {"DATABASE_URL": database} if isinstance(database, str) else database.variables
+    return {"AGENT_MODEL": "fake", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"} | place | more
 
 
 @pytest.fixture(scope="session")
@@ -92,9 +90,34 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(scope="session")
+def running_lakebase() -> Iterator[LakebaseStandIn]:
+    """The stand-in for Lakebase, running; tests take `lakebase`."""
+    with lakebase_stand_in() as lakebase:
+        yield lakebase
+
+
+@pytest.fixture
+def lakebase(running_lakebase: LakebaseStandIn) -> Iterator[LakebaseStandIn]:
+    """The stand-in, as new."""
+    yield running_lakebase
+    running_lakebase.reset()
+
+
+@pytest.fixture
+def workspace(lakebase: LakebaseStandIn, monkeypatch: pytest.MonkeyPatch) -> LakebaseStandIn:
+    """The stand-in, with the environment of this process leading to its workspace."""
+    for name in ("DATABRICKS_HOST", "DATABRICKS_TOKEN"):
+        monkeypatch.setenv(name, lakebase.environment()[name])
+    return lakebase
+
+
+@pytest.fixture(params=["sqlite", "postgres", "lakebase"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """An empty database, of each kind in turn."""
+    if request.param == "lakebase":
+        stand_in: LakebaseStandIn = request.getfixturevalue("workspace")
+        return Lakebase(stand_in, stand_in.new_database())
     if request.param == "postgres":
         return new_postgres(request.getfixturevalue("postgres"))
     return SQLite(tmp_path / "threadkeep.db")
@@ -106,9 +129,9 @@ def running_app(tmp_path: Path) -> Iterator[RunningApp]:
     yield from run_app(f"sqlite:///{tmp_path}/threadkeep.db")
 
 
-def run_app(database_url: str) -> Iterator[RunningApp]:
+def run_app(database: Backend | str) -> Iterator[RunningApp]:
     """Runs a server on a database until the test ends."""
-    app = RunningApp(environment(database_url))
+    app = RunningApp(environment(database))
     yield app
     app.model.go_on.set()
     app.stop()

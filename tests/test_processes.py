@@ -14,7 +14,7 @@ from tests.conftest import RunningApp, environment
 
 @pytest.fixture
 def apps(backend: Backend) -> Iterator[tuple[RunningApp, RunningApp]]:
-    apps = RunningApp(environment(backend.url)), RunningApp(environment(backend.url))
+    apps = RunningApp(environment(backend)), RunningApp(environment(backend))
     yield apps
     for app in apps:
         app.model.go_on.set()
@@ -109,7 +109,7 @@ def test_a_run_that_was_taken_for_dead_writes_nothing_more(
 
 def test_a_run_whose_process_died_is_ended_by_who_looks(backend: Backend) -> None:
     """With a last event that says so; its session is free."""
-    dying, other = RunningApp(environment(backend.url)), RunningApp(environment(backend.url))
+    dying, other = RunningApp(environment(backend)), RunningApp(environment(backend))
     with client_of(dying.url) as here, client_of(other.url) as there:
         run = ask(here, "hold", "s", background=True)
         until_it_speaks(here, run["id"])

@@ -28,7 +28,7 @@ from tests.conftest import RunningApp, run_app
 @pytest.fixture
 def running_app(backend: Backend) -> Iterator[RunningApp]:
     """A server on each kind of database in turn."""
-    yield from run_app(backend.url)
+    yield from run_app(backend)
 
 
 @pytest.fixture

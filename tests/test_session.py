@@ -28,6 +28,7 @@ from threadkeep import Session
 from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import ClosedError, InvalidInputError, SessionNotFoundError
+from threadkeep.settings import DatabaseSettings
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
 JSON = st.recursive(
@@ -44,7 +45,7 @@ ITEMS = st.dictionaries(TEXTS, JSON, max_size=4)
 
 @pytest.fixture
 async def database(backend: Backend) -> AsyncIterator[Database]:
-    database = connect(backend.url)
+    database = connect(DatabaseSettings.read(backend.variables))
     yield database
     await database.close()
 
@@ -215,7 +216,7 @@ async def test_concurrent_appends_pops_and_reads_lose_nothing(database: Database
 
 async def test_readers_follow_what_others_change(database: Database, backend: Backend) -> None:
     """Two connections, as two processes have, see each other's changes at once."""
-    other = connect(backend.url)
+    other = connect(DatabaseSettings.read(backend.variables))
     here, there = Session("s", database=database), Session("s", database=other)
     await here.add_items([user("1"), user("2")])
     assert await there.get_items() == [user("1"), user("2")]
@@ -236,7 +237,7 @@ async def test_a_damaged_row_hides_nothing_and_is_reported(
     session = Session("s", database=database)
     await session.add_items([user("1"), user("2"), user("3")])
     backend.execute("UPDATE threadkeep.items SET data = '{broken' WHERE seq = 3")
-    fresh = connect(backend.url)
+    fresh = connect(DatabaseSettings.read(backend.variables))
     session = Session("s", database=fresh)
     assert await session.get_items(limit=1) == [user("2")]
     assert await session.get_items() == [user("1"), user("2")]
@@ -320,12 +321,12 @@ def test_any_json_object_comes_back_equal(items: list[Any]) -> None:
 class SessionAgainstList(RuleBasedStateMachine):
     """Any sequence of calls on two sessions, each read through two caches, equals plain lists."""
 
-    url = ""
+    place = DatabaseSettings()
 
     @initialize()
     def begin(self) -> None:
         self.runner = asyncio.Runner()
-        self.databases = [connect(self.url), connect(self.url)]
+        self.databases = [connect(self.place), connect(self.place)]
         self.models: dict[str, list[Any]] = {"a": [], "b": []}
         self.example = uuid4()
 
@@ -374,7 +375,7 @@ def test_any_sequence_of_calls_equals_a_list(backend: Backend) -> None:
     """Found by Hypothesis, if there is one that does not."""
 
     class Machine(SessionAgainstList):
-        url = backend.url
+        place = DatabaseSettings.read(backend.variables)
 
     run_state_machine_as_test(
         Machine, settings=settings(max_examples=30, stateful_step_count=20, deadline=None)

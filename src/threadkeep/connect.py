@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from threadkeep.database import Database
 from threadkeep.errors import SettingsError
+from threadkeep.lakebase import Lakebase, LakebasePlace
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_server import UrlServer
 from threadkeep.settings import DatabaseSettings
@@ -19,6 +20,7 @@ DEFAULT_URL = "sqlite:///./threadkeep.db"
 
 _shared: weakref.WeakValueDictionary[DatabaseSettings, Database] = weakref.WeakValueDictionary()
 _holders: weakref.WeakKeyDictionary[Database, weakref.WeakSet[object]] = weakref.WeakKeyDictionary()
+_kept: set[Database] = set()
 _lock = threading.Lock()
 
 
@@ -35,8 +37,6 @@ def connect(place: DatabaseSettings | str | None = None) -> Database:
     """
     settings = settings_of(place)
     if settings.uses_lakebase:
-        from threadkeep.lakebase import Lakebase, LakebasePlace
-
         return PostgresDatabase(Lakebase(LakebasePlace.of(settings)), settings.schema_name)
     if settings.database_url is None and settings.databricks_app_name is not None:
         raise SettingsError(
@@ -72,6 +72,21 @@ def settings_of(place: DatabaseSettings | str | None) -> DatabaseSettings:
     return DatabaseSettings.read({"DATABASE_URL": place, "LAKEBASE_AGENT_MEMORY_SCHEMA": schema})
 
 
+def connect_postgres(place: DatabaseSettings | str | None = None) -> PostgresDatabase:
+    """As `connect`, for what only Postgres has.
+
+    Raises:
+        SettingsError: It is another database.
+    """
+    database = connect(place)
+    if not isinstance(database, PostgresDatabase):
+        raise SettingsError(
+            "This needs a Postgres or a Lakebase, and none is set. Set DATABASE_URL, or "
+            "LAKEBASE_INSTANCE_NAME."
+        )
+    return database
+
+
 def hold(place: DatabaseSettings | str | None, holder: object) -> Database:
     """The one database of this process for a place, shared by all who hold it.
 
@@ -84,6 +99,9 @@ def hold(place: DatabaseSettings | str | None, holder: object) -> Database:
         database = _shared.get(settings)
         if database is None:
             database = _shared[settings] = connect(settings)
+            if isinstance(database, PostgresDatabase):
+                # Sessions are often made anew for every request; their connections must stay.
+                _kept.add(database)
         _holders.setdefault(database, weakref.WeakSet()).add(holder)
         return database
 
@@ -99,4 +117,5 @@ async def release(database: Database, holder: object) -> None:
             return
         for key in [key for key, known in _shared.items() if known is database]:
             del _shared[key]
+        _kept.discard(database)
     await database.close()

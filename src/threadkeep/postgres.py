@@ -17,7 +17,7 @@ import re
 import secrets
 import socket
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -91,7 +91,6 @@ class PostgresDatabase:
         server: Where it is, and how to get in.
         schema: Where the tables are.
         migrates: Whether to bring the schema up to date when it opens; else it must be.
-        statements: Named statements beside those of `sql/postgres`.
         pool_size: Connections of one event loop, at most.
         wait_seconds: How long a call waits for a connection.
     """
@@ -102,17 +101,15 @@ class PostgresDatabase:
         schema: str = "threadkeep",
         *,
         migrates: bool = True,
-        statements: Mapping[str, str] | None = None,
         pool_size: int = POOL_SIZE,
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._server = server
         self._schema = schema
         self._migrates = migrates
-        texts = load_statements("postgres") | dict(statements or {})
-        self._statements = {
-            name: _numbered(postgres_schema.in_schema(text, schema)) for name, text in texts.items()
-        }
+        self._statements: dict[str, tuple[str, Sequence[str]]] = {}
+        for name, text in load_statements("postgres").items():
+            self.define(name, text)
         self._pool_size = pool_size
         self._wait = wait_seconds
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = (
@@ -129,6 +126,16 @@ class PostgresDatabase:
     def schema(self) -> str:
         """The name of the schema."""
         return self._schema
+
+    def define(self, name: str, text: str) -> None:
+        """Adds a named statement to those of `sql/postgres`, unless there is one of that name.
+
+        Args:
+            name: For `call`.
+            text: With `:name` for parameters, and `threadkeep.` for the schema.
+        """
+        if name not in self._statements:
+            self._statements[name] = _numbered(postgres_schema.in_schema(text, self._schema))
 
     async def call(self, statement: str, **parameters: Value) -> list[Row]:
         if not self._ready:
