@@ -10,7 +10,7 @@ _LAKEBASE_DOMAINS = (".com", ".azuredatabricks.net")
 
 
 def resolve_lakebase_instance_name(
-    instance_name: str, workspace_client: "WorkspaceClient | None" = None
+    instance_name: str | None, workspace_client: "WorkspaceClient | None" = None
 ) -> str:
     """Tell the name of a Lakebase instance that is given by its name or its hostname.
 
@@ -20,8 +20,14 @@ def resolve_lakebase_instance_name(
         workspace_client: Looks the hostname up; made from the environment by default.
 
     Raises:
-        ValueError: The hostname can't be looked up, or is that of no instance.
+        ValueError: There is no name, or the hostname can't be looked up, or is that of no instance.
     """
+    if not instance_name or not instance_name.strip():
+        raise ValueError(
+            "LAKEBASE_INSTANCE_NAME environment variable is required. Set it in .env, or in a "
+            "Databricks App add the `database` resource to databricks.yml and to app.yaml "
+            "`LAKEBASE_INSTANCE_NAME` with `valueFrom: database`."
+        )
     hostname = instance_name.strip().lower().rstrip(".")
     if ".database." not in hostname or not hostname.endswith(_LAKEBASE_DOMAINS):
         return instance_name

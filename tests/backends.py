@@ -9,12 +9,14 @@ import socket
 import sqlite3
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from tests.lakebase import LakebaseStandIn
@@ -140,15 +142,57 @@ class PostgresPrograms:
 def postgres_server() -> Iterator[str]:
     """Runs Debian's Postgres as an unprivileged user, on a free port; gives its URL."""
     programs = PostgresPrograms()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     programs.start(f"-p {port} -c listen_addresses=127.0.0.1")
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}"
     finally:
         programs.stop("immediate")
         programs.remove()
+
+
+@contextmanager
+def transaction_pooler(database: Postgres) -> Iterator[str]:
+    """Runs Debian's PgBouncer in front of a database; gives its URL. It keeps no more connections
+    than two, and gives them to another client after each transaction."""
+    program = Path("/usr/sbin/pgbouncer")
+    assert program.exists(), "PgBouncer is missing: apt-get install -y pgbouncer"
+    parts = urlsplit(database.server)
+    folder = Path(tempfile.mkdtemp(prefix="threadkeep-pgbouncer-"))
+    port = _free_port()
+    (folder / "users").write_text('"postgres" ""\n')
+    (folder / "ini").write_text(
+        f"[databases]\n{database.name} = host={parts.hostname} port={parts.port}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        f"auth_type = trust\nauth_file = {folder}/users\n"
+        "pool_mode = transaction\ndefault_pool_size = 2\n"
+    )
+    process = subprocess.Popen(
+        [program, "-q", folder / "ini"], user=_unprivileged(folder), stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_for(port)
+        yield f"postgresql://postgres@127.0.0.1:{port}/{database.name}"
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(500):
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+    raise RuntimeError("PgBouncer did not start")
 
 
 def _unprivileged(folder: Path) -> int | None:

@@ -50,6 +50,14 @@ def client(host: str) -> WorkspaceClient:
     return WorkspaceClient(host=host, token="t")
 
 
+@pytest.mark.parametrize("name", [None, "", " "])
+def test_a_name_is_required(name: str | None) -> None:
+    """As the variable that should hold it, with both places to set it."""
+    told = r"^LAKEBASE_INSTANCE_NAME environment variable is required.*\.env.*databricks\.yml"
+    with pytest.raises(ValueError, match=told):
+        resolve_lakebase_instance_name(name)
+
+
 def test_a_name_passes_through() -> None:
     """Without asking anybody."""
     assert resolve_lakebase_instance_name("my-lakebase") == "my-lakebase"
@@ -74,6 +82,12 @@ def test_a_hostname_that_is_unknown_or_nameless(host: str) -> None:
         resolve_lakebase_instance_name("c.database.x.com", client(host))
     with pytest.raises(ValueError, match="has no name"):
         resolve_lakebase_instance_name("nameless.database.x.com", client(host))
+
+
+def test_a_hostname_may_not_be_looked_up(host: str) -> None:
+    """By who may not list instances; a name needs no such right."""
+    with pytest.raises(ValueError, match=r"can't be listed.*set LAKEBASE_INSTANCE_NAME"):
+        resolve_lakebase_instance_name("a.database.x.com", client(f"{host}/denied"))
 
 
 def test_a_session_id_is_taken_from_mlflows_request_too() -> None:

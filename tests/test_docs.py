@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import RunningApp
 from tests.fake_openai import fake_openai
+from threadkeep.connect import DEFAULT_URL
 from threadkeep.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -102,7 +103,12 @@ def test_every_setting_is_in_the_example_and_no_other() -> None:
     fields = {field.alias: field for field in Settings.model_fields.values()}
     assert shown.keys() == fields.keys()
     assert Settings.read({**shown, "OPENAI_BASE_URL": ""}) == Settings.read(
-        {"AGENT_MODEL": "local", "HOST": "127.0.0.1", "OPENAI_API": "chat_completions"}
+        {
+            "DATABASE_URL": DEFAULT_URL,
+            "AGENT_MODEL": "local",
+            "HOST": "127.0.0.1",
+            "OPENAI_API": "chat_completions",
+        }
     )
 
 
@@ -119,6 +125,18 @@ def test_every_call_is_described(running_app: RunningApp) -> None:
     for path, operations in running_app.app.openapi()["paths"].items():
         for method, operation in operations.items():
             assert operation.get("description"), f"{method} {path}"
+
+
+def test_every_message_of_the_troubleshooting_is_ours() -> None:
+    """What stands first in a row is said somewhere in the code, word for word."""
+    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("agent_server/*.py")]
+    # Strings that follow each other are one.
+    said = re.sub(r'"\s*f?"', "", "\n".join(file.read_text() for file in files))
+    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs/troubleshoot.md").read_text(), re.MULTILINE)
+    messages = [message for row in rows for message in re.findall("`(.+?)`", row)]
+    assert len(messages) > 15
+    for message in messages:
+        assert message in said, message
 
 
 def test_links_lead_somewhere() -> None:

@@ -16,6 +16,7 @@ from databricks.sdk import WorkspaceClient, errors
 from databricks.sdk.service.postgres import EndpointType
 
 from tests.lakebase import LakebaseStandIn, lakebase_stand_in
+from tests.lakebase.postgres import FLAKY_HOST, HOST, PORT
 from tests.lakebase.workspace import BRANCH, ENDPOINT, FLAKY_INSTANCE, INSTANCE
 
 
@@ -237,7 +238,7 @@ async def test_tls_that_breaks(lakebase: LakebaseStandIn) -> None:
     assert await connection.fetchval("SELECT 1") == 1
     with pytest.raises((ConnectionError, asyncpg.PostgresConnectionError)):
         await log_in(client, instance=FLAKY_INSTANCE)
-    place = f"host=127.0.0.11 user={lakebase.user} dbname=databricks_postgres sslmode=require"
+    place = f"host={FLAKY_HOST} user={lakebase.user} dbname=databricks_postgres sslmode=require"
     psql = await asyncio.create_subprocess_exec("psql", "-w", place, stderr=subprocess.PIPE)
     assert b"failed: SSL" in (await psql.communicate())[1]
     await (await log_in(client)).close()
@@ -284,7 +285,7 @@ def test_a_process_finds_it_by_its_environment(lakebase: LakebaseStandIn) -> Non
 def test_only_one_runs_at_a_time(lakebase: LakebaseStandIn) -> None:
     """Lakebase's port is fixed: a second one says so, and leaves the first alone."""
     with (
-        pytest.raises(RuntimeError, match=r"127\.0\.0\.10:5432 is taken"),
+        pytest.raises(RuntimeError, match=rf"{HOST}:{PORT} is taken"),
         lakebase_stand_in(),
     ):
         pass

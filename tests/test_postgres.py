@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from agents import Agent, Runner
 from agents.testing import ScriptedModel, assistant_message
 
-from tests.backends import Postgres, new_postgres
+from tests.backends import Lakebase, Postgres, new_postgres, transaction_pooler
 from tests.client import ask, client_of, contents, follow, post, text_of_response
 from tests.conftest import RunningApp, environment
+from tests.lakebase import LakebaseStandIn
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from threadkeep import Session
-from threadkeep.connect import connect
+from threadkeep.connect import connect, connect_postgres
 from threadkeep.errors import (
     DatabaseBusyError,
     DatabasePermissionError,
     DatabaseUnavailableError,
     SettingsError,
 )
+from threadkeep.postgres import PostgresDatabase
+from threadkeep.postgres_schema import grants
+from threadkeep.postgres_server import UrlServer
+from threadkeep.settings import DatabaseSettings
 
 
 @pytest.fixture
@@ -33,6 +39,12 @@ def database(postgres: str) -> Postgres:
 def proxy(database: Postgres) -> Iterator[PostgresProxy]:
     with postgres_proxy(database.url) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def pooled(database: Postgres) -> Iterator[str]:
+    with transaction_pooler(database) as url:
+        yield url
 
 
 def user(text: str) -> Any:
@@ -133,3 +145,169 @@ async def test_what_was_done_is_not_done_again(proxy: PostgresProxy) -> None:
     await session.add_items([user("5")])
     assert texts(await session.get_items()) == ["5"]
     await session.close()
+
+
+async def test_ten_replicas_start_at_once_on_an_empty_database(database: Postgres) -> None:
+    """The migrations run once, and everybody finds them done."""
+    replicas = [connect(database.url) for _ in range(10)]
+    await asyncio.gather(*(replica.open() for replica in replicas))
+    assert await replicas[0].pending() == []
+    await asyncio.gather(*(replica.close() for replica in replicas))
+
+
+@pytest.fixture
+def role(database: Postgres) -> Iterator[str]:
+    """A role that has nothing but what everybody has."""
+    name = f"reader of {database.name}"
+    database.execute(f'CREATE ROLE "{name}" LOGIN')
+    yield name
+    database.execute(f'DROP OWNED BY "{name}"')
+    database.execute(f'DROP ROLE "{name}"')
+
+
+def url_of(database: Postgres, role: str) -> str:
+    return database.url.replace("postgres@", f"{quote(role)}@", 1)
+
+
+async def test_a_role_without_ddl_rights(database: Postgres, role: str) -> None:
+    """Is told which grant it lacks, and with that starts on a current schema."""
+    weak, owner = connect_postgres(url_of(database, role)), connect_postgres(database.url)
+    with pytest.raises(DatabasePermissionError, match="GRANT CREATE ON DATABASE"):
+        await weak.open()
+    await owner.open()
+    with pytest.raises(DatabasePermissionError, match=f'GRANT USAGE ON SCHEMA .* TO "{role}"'):
+        await weak.open()
+    for sql in await weak.missing_grants():
+        database.execute(sql)
+    session = Session("s", database=weak)
+    await session.add_items([user("1")])
+    assert texts(await session.get_items()) == ["1"]
+    database.execute(f'REVOKE INSERT ON threadkeep.items FROM "{role}"')
+    with pytest.raises(DatabasePermissionError, match="GRANT SELECT, INSERT"):
+        await session.add_items([user("2")])
+    await weak.close()
+    await owner.close()
+
+
+async def test_a_role_that_may_not_migrate(database: Postgres, role: str) -> None:
+    """Says who can."""
+    owner, weak = connect_postgres(database.url), connect(url_of(database, role))
+    await owner.open()
+    for sql in grants(role, database.name, "threadkeep"):
+        await owner.execute(sql)
+    await owner.execute("DELETE FROM threadkeep.schema_migrations")
+    with pytest.raises(DatabasePermissionError, match="threadkeep migrate"):
+        await weak.open()
+    not_asked = PostgresDatabase(UrlServer(database.url), migrates=False)
+    with pytest.raises(DatabaseUnavailableError, match="threadkeep migrate"):
+        await not_asked.open()
+    for each in (owner, weak, not_asked):
+        await each.close()
+
+
+async def test_the_schema_is_a_setting(database: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any name; what is in another one is not seen."""
+    async with Session.from_url("s", url=database.url) as session:
+        await session.add_items([user("1")])
+    monkeypatch.setenv("LAKEBASE_AGENT_MEMORY_SCHEMA", 'agent\'s "own" threadkeep.')
+    async with Session.from_url("s", url=database.url) as session:
+        assert await session.get_items() == []
+        await session.add_items([user("2")])
+        assert texts(await session.get_items()) == ["2"]
+
+
+async def test_a_schema_of_another_program_is_left_alone(database: Postgres) -> None:
+    """Its tables are not touched."""
+    database.execute("CREATE SCHEMA threadkeep")
+    database.execute("CREATE TABLE threadkeep.sessions (id int)")
+    other = connect(database.url)
+    with pytest.raises(DatabaseUnavailableError, match="LAKEBASE_AGENT_MEMORY_SCHEMA"):
+        await other.open()
+    await other.close()
+
+
+async def test_behind_a_transaction_pooler(pooled: str) -> None:
+    """Sessions of many at once, on two connections that every statement may change."""
+    database = connect(f"{pooled}?prepared_statements=off")
+    sessions = [Session(f"s{n}", database=database) for n in range(20)]
+
+    async def talk(session: Session) -> None:
+        for n in range(5):
+            await session.add_items([user(str(n))])
+            await session.get_items()
+        await session.pop_item()
+
+    await asyncio.gather(*map(talk, sessions))
+    assert [texts(await s.get_items()) for s in sessions] == [["0", "1", "2", "3"]] * 20
+    await database.close()
+
+
+async def test_waiting_for_a_connection_is_bounded(database: Postgres) -> None:
+    """Who waits for too long is told that the database is busy."""
+    narrow = PostgresDatabase(UrlServer(database.url), pool_size=1, wait_seconds=0.2)
+    await narrow.open()
+    long_one = asyncio.create_task(narrow.execute("SELECT pg_sleep(1)"))
+    await asyncio.sleep(0.05)
+    with pytest.raises(DatabaseBusyError, match="free within"):
+        await narrow.call("get_session", session_id="s", owner="")
+    await long_one
+    await narrow.close()
+
+
+async def test_a_server_that_does_not_answer(
+    workspace: LakebaseStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement is given up, with a clear error, and the next one works."""
+    monkeypatch.setattr("threadkeep.postgres.STATEMENT_SECONDS", 0.3)
+    settings = Lakebase(workspace, workspace.new_database()).variables
+    database = connect(DatabaseSettings.read(settings))
+    session = Session("s", database=database)
+    await session.add_items([user("1")])
+    workspace.pause()
+    with pytest.raises(DatabaseUnavailableError, match="did not answer"):
+        await session.get_items()
+    workspace.resume()
+    assert texts(await session.get_items()) == ["1"]
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://u@127.0.0.1:9/x", "can't be reached"),
+        ("postgresql://u@no-such-host.invalid/x", "no host of the name"),
+        ("{server}/nowhere", "no such database"),
+    ],
+)
+async def test_what_is_wrong_with_a_url_is_told(postgres: str, url: str, words: str) -> None:
+    """In words of its own, without the address."""
+    server = UrlServer(url.replace("{server}", postgres))
+    database = PostgresDatabase(server, wait_seconds=0.3)
+    with pytest.raises(DatabaseUnavailableError, match=words) as caught:
+        await database.open()
+    assert "127.0.0.1" not in str(caught.value)
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:p/w@host/x", "postgresql://h/x?prepared_statements=no"]
+)
+def test_a_url_that_can_not_be_used(url: str) -> None:
+    """Says how to write it; never with the password."""
+    with pytest.raises(SettingsError, match="DATABASE_URL") as caught:
+        connect(url)
+    assert "p/w" not in str(caught.value)
+
+
+async def test_who_goes_away_breaks_nothing(database: Postgres) -> None:
+    """Calls are cancelled while they wait for the server; the connections stay good."""
+    one = PostgresDatabase(UrlServer(database.url), pool_size=2)
+    await one.open()
+    for _ in range(5):
+        sleeping = [asyncio.create_task(one.execute("SELECT pg_sleep(5)")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        for task in sleeping:
+            task.cancel()
+        await asyncio.gather(*sleeping, return_exceptions=True)
+    assert await one.call("get_session", session_id="s", owner="") == []
+    await one.close()

@@ -102,7 +102,7 @@ def _of_the_agent(error: BaseException) -> Failure:
 
 def _of_the_model(error: openai.OpenAIError) -> str:
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return "The model's server refused the key. Check OPENAI_API_KEY."
+        return "The model's server refused the key. Check OPENAI_API_KEY, or the Databricks login."
     if isinstance(error, openai.RateLimitError):
         return "The model's server takes no more requests for now. Try again later."
     if isinstance(error, openai.NotFoundError):

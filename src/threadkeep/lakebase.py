@@ -12,7 +12,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -44,12 +43,7 @@ _ABANDON_SECONDS = 60.0
 _HTTP_SECONDS, _RETRY_SECONDS = 30, 5
 """How long one request to the workspace may take, and for how long the SDK tries again."""
 
-_MARGIN, _LONGEST_MARGIN = 0.1, 60.0
-"""How much of a token's life is left, at least, when it is used: a part of it, and seconds."""
-
-_DOMAINS = (".com", ".database.azuredatabricks.net")
-_THREAD = "threadkeep-lakebase"
-
+_THREAD, _LIST = "threadkeep-lakebase", "list-database-instances"
 _GRANT = (
     "Add the `database` resource to databricks.yml with CAN_CONNECT_AND_CREATE, which gives the "
     "app's service principal access"
@@ -112,21 +106,16 @@ class LakebasePlace:
 
     @property
     def name(self) -> str:
-        """What it is called, as it was named."""
-        return self.instance_name or self.autoscaling_endpoint or self.branch_path
-
-    @property
-    def branch_path(self) -> str:
-        """The branch, as `projects/P/branches/B`."""
-        if _is_path(self.branch):
-            return str(self.branch)
-        return f"projects/{self.project}/branches/{self.branch}"
+        """What it was named by; a branch by its full path."""
+        name = self.instance_name or self.autoscaling_endpoint or str(self.branch)
+        return f"projects/{self.project}/branches/{name}" if self.project else name
 
     @property
     def hostname(self) -> str | None:
         """The hostname in the instance's name's stead, as it is compared."""
         name = _as_host(self.instance_name)
-        return name if ".database." in name and name.endswith(_DOMAINS) else None
+        is_one = ".database." in name and name.endswith((".com", ".azuredatabricks.net"))
+        return name if is_one else None
 
 
 @dataclass(frozen=True)
@@ -157,9 +146,9 @@ class _Errand:
     @property
     def is_of_use(self) -> bool:
         """Whether to wait for it, or take what it brought."""
-        if not self.future.done():  # a forked child has the errand, and no thread
-            young = time.monotonic() - self.started < _ABANDON_SECONDS
-            return young and self.thread.is_alive()
+        runs = self.thread.is_alive()  # it does not in a forked child, which has the errand too
+        if not self.future.done():
+            return runs and time.monotonic() - self.started < _ABANDON_SECONDS
         return self.future.exception() is None and time.time() < self.future.result().renew_at
 
 
@@ -195,11 +184,8 @@ class Lakebase:
 
     @property
     def description(self) -> str:
-        name = self._place.name
-        if self._door:
-            name = self._door.name
-        elif self._place.hostname:
-            name = "instance"
+        known = "instance" if self._place.hostname else self._place.name
+        name = self._door.name if self._door else known
         return f"Lakebase {name}, database {self._place.database}"
 
     async def login(self) -> dict[str, Any]:
@@ -264,6 +250,7 @@ class Lakebase:
             future.set_result(login)
 
     def _fetch(self) -> _Login:
+        logging.getLogger("databricks.sdk").addFilter(_keeps_answers_out)
         client = self._client or _new_client()
         door = self._door
         if door is None:
@@ -285,14 +272,12 @@ def _way_in(settings: DatabaseSettings) -> dict[str, str | None]:
     if project and branch:
         return {"project": project, "branch": branch}
     if project or branch:
-        here, missing = ("PROJECT", "BRANCH") if project else ("BRANCH", "PROJECT")
+        given, missing = ("PROJECT", "BRANCH") if project else ("BRANCH", "PROJECT")
         raise SettingsError(
-            f"LAKEBASE_AUTOSCALING_{missing} environment variable is required beside "
-            f"LAKEBASE_AUTOSCALING_{here}. Set both, or leave both out."
+            f"LAKEBASE_AUTOSCALING_{missing} environment variable is required, for "
+            f"LAKEBASE_AUTOSCALING_{given} is set. Set both, or neither."
         )
-    if settings.lakebase_instance_name:
-        return {"instance_name": settings.lakebase_instance_name}
-    raise SettingsError("LAKEBASE_INSTANCE_NAME environment variable is required.")
+    return {"instance_name": settings.lakebase_instance_name}
 
 
 def _is_path(branch: str | None) -> bool:
@@ -310,9 +295,6 @@ def _tls() -> str:
     return mode if mode in ("verify-ca", "verify-full") else "require"
 
 
-# What the thread does
-
-
 def _new_client() -> WorkspaceClient:
     try:
         from databricks.sdk import WorkspaceClient
@@ -322,7 +304,6 @@ def _new_client() -> WorkspaceClient:
             "Lakebase needs databricks-sdk: `pip install 'threadkeep[databricks]'` "
             "(or `uv sync --extra databricks`)."
         ) from error
-    logging.getLogger("databricks.sdk").addFilter(_keeps_answers_out)
     config = Config(
         http_timeout_seconds=_HTTP_SECONDS,
         retry_timeout_seconds=_RETRY_SECONDS,
@@ -337,63 +318,57 @@ def _keeps_answers_out(record: logging.LogRecord) -> bool:
 
 
 def _find(client: WorkspaceClient, place: LakebasePlace) -> _Door:
-    if place.instance_name:
-        name, host = _provisioned(client, place)
-    else:
-        name, host = _autoscaling(client, place)
-    if not host:
+    name, host = (_provisioned if place.instance_name else _autoscaling)(client, place)
+    if not name or not host:
         raise DatabaseUnavailableError(
-            f"Lakebase {name} has no host yet. See that it is running: {_show(place, name)}"
+            f"Lakebase {place.name} has no {'host' if name else 'name'} yet. See that it is "
+            f"running: {_show(place, name or place.name)}"
         )
     return _Door(name, host, place.user or _user(client))
 
 
 def _provisioned(client: WorkspaceClient, place: LakebasePlace) -> tuple[str, str | None]:
+    typed = str(place.instance_name)
     if place.hostname:
-        instance = _instance_at(client, place.hostname, str(place.instance_name))
+        instance = _instance_at(client, place.hostname, typed)
     elif place.host:
-        return str(place.instance_name), place.host
+        return typed, place.host
     else:
-        instance = client.database.get_database_instance(str(place.instance_name))
+        instance = client.database.get_database_instance(typed)
     return instance.name, place.host or instance.read_write_dns or instance.read_only_dns
 
 
 def _instance_at(client: WorkspaceClient, hostname: str, typed: str) -> DatabaseInstance:
     for instance in client.database.list_database_instances():
         if hostname in (_as_host(instance.read_write_dns), _as_host(instance.read_only_dns)):
-            if instance.name:
-                return instance
-            raise DatabaseUnavailableError(
-                f"The instance with the hostname '{typed}' has no name yet. See that it is "
-                "running: databricks database list-database-instances"
-            )
+            return instance
     raise DatabaseUnavailableError(
         f"Unable to resolve hostname '{typed}': it matches no Lakebase instance. Verify the "
         "hostname, or set LAKEBASE_INSTANCE_NAME to the name of the instance."
     )
 
 
-def _autoscaling(client: WorkspaceClient, place: LakebasePlace) -> tuple[str, str | None]:
-    if not place.autoscaling_endpoint:
-        endpoint = _read_write(client.postgres.list_endpoints(place.branch_path), place)
-    elif place.host:
+def _autoscaling(client: WorkspaceClient, place: LakebasePlace) -> tuple[str | None, str | None]:
+    if place.host and place.autoscaling_endpoint:
         return place.autoscaling_endpoint, place.host
-    else:
+    if place.autoscaling_endpoint:
         endpoint = client.postgres.get_endpoint(place.autoscaling_endpoint)
+    else:
+        endpoint = _read_write(client, place.name)
     hosts = endpoint.status.hosts if endpoint.status else None
-    return str(endpoint.name), place.host or (hosts.host if hosts else None)
+    return endpoint.name, place.host or (hosts.host if hosts else None)
 
 
-def _read_write(endpoints: Iterator[Endpoint], place: LakebasePlace) -> Endpoint:
+def _read_write(client: WorkspaceClient, branch: str) -> Endpoint:
     from databricks.sdk.service.postgres import EndpointType
 
-    for endpoint in endpoints:
+    for endpoint in client.postgres.list_endpoints(branch):
         status = endpoint.status
         if status and status.endpoint_type is EndpointType.ENDPOINT_TYPE_READ_WRITE:
             return endpoint
     raise DatabaseUnavailableError(
-        f"Lakebase branch {place.branch_path} has no endpoint that takes writes. See what it has: "
-        f"databricks postgres list-endpoints {place.branch_path}"
+        f"Lakebase branch {branch} has no endpoint that takes writes. See what it has: "
+        f"databricks postgres list-endpoints {branch}"
     )
 
 
@@ -404,8 +379,7 @@ def _user(client: WorkspaceClient) -> str:
         user = client.current_user.me().user_name
     except PermissionDenied:  # who we are is no secret to a service principal
         user = None
-    user = user or client.config.client_id
-    if not user:
+    if not (user := user or client.config.client_id):
         raise SettingsError(
             "The Databricks workspace does not tell who you are. Set PGUSER to your Postgres "
             "role, or log in anew with `databricks auth login`."
@@ -426,97 +400,81 @@ def _mint(client: WorkspaceClient, place: LakebasePlace, name: str) -> tuple[str
         expires = time_of_it.ToJsonString() if time_of_it else None
     if not token:
         raise DatabaseUnavailableError(
-            f"The Databricks workspace gave no token for Lakebase {name}. See that it is running: "
-            f"{_show(place, name)}"
+            f"There is no token for Lakebase {name}. See that it is running: {_show(place, name)}"
         )
     return token, expires
 
 
 def _renewal(minted: float, expires: str | None, seconds: float) -> float:
-    """When to mint the next token, in seconds since 1970."""
+    """When to mint the next token, in seconds since 1970; a tenth of its life is left by then."""
     if not expires:
         return minted + seconds
     end = datetime.fromisoformat(expires).timestamp()
-    return min(minted + seconds, end - min(_MARGIN * (end - minted), _LONGEST_MARGIN))
+    return min(minted + seconds, end - min(0.1 * (end - minted), 60))
 
 
-# What people are told
-
-_SILENT = (
-    "The Databricks workspace does not answer. Check DATABRICKS_HOST, and that this machine "
-    "reaches it."
-)
+_SILENT = "The Databricks workspace does not answer. Check DATABRICKS_HOST and the network."
 _LOGGED_OUT = (
     "The Databricks workspace does not know us. Log in with `databricks auth login`, or set "
-    "DATABRICKS_HOST and DATABRICKS_TOKEN."
+    "DATABRICKS_HOST and DATABRICKS_TOKEN, or a service principal's DATABRICKS_CLIENT_ID and "
+    "DATABRICKS_CLIENT_SECRET."
 )
 
 
 def _translated(error: BaseException, place: LakebasePlace) -> ThreadkeepError:
-    """Says what an error of the SDK means, by its type and those of its causes."""
-    from databricks.sdk import errors
-
-    for cause in _causes(error):
-        if isinstance(cause, errors.Unauthenticated):
-            return WorkspaceError(_LOGGED_OUT)
-        if isinstance(cause, errors.PrivateLinkValidationError):
-            return WorkspaceError(f"{_SILENT} It is open to its private network alone.")
-        if isinstance(cause, errors.PermissionDenied):
-            return WorkspaceError(_denied(place))
-        if isinstance(cause, errors.NotFound):
-            return DatabaseUnavailableError(_unknown(place))
-        if isinstance(cause, errors.DatabricksError):
-            return WorkspaceError(
-                f"The Databricks workspace failed ({type(cause).__name__}). Try again; see that "
-                f"Lakebase {place.name} is running: {_show(place, place.name)}"
-            )
-        if type(cause) is OSError:  # a command line tool's login has lapsed
-            return WorkspaceError(_LOGGED_OUT)
-        if isinstance(cause, OSError):  # of the network, or no answer that the SDK understands
-            return WorkspaceError(_SILENT)
-    if isinstance(error, ValueError):
-        return WorkspaceError(_LOGGED_OUT)
+    """Says what an error of the SDK means, by the first type known from its root on."""
+    causes: list[BaseException] = [error]
+    while cause := causes[-1].__cause__:
+        causes.append(cause)
+    for cause in reversed(causes):
+        if told := _meaning(cause, place):
+            return told
     return WorkspaceError(
         f"The Databricks workspace gave an answer that can't be used ({type(error).__name__}). "
         "Check DATABRICKS_HOST."
     )
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+def _meaning(error: BaseException, place: LakebasePlace) -> ThreadkeepError | None:
+    from databricks.sdk.errors import NotFound, PermissionDenied, Unauthenticated
+    from databricks.sdk.errors.base import DatabricksError
 
-
-def _denied(place: LakebasePlace) -> str:
-    return (
-        f"Permission denied: the Databricks workspace gives no access to Lakebase {place.name}. "
-        f"{_GRANT}, or ask its owner to share it with you."
-    )
+    if isinstance(error, PermissionDenied):
+        return WorkspaceError(
+            f"Permission denied: no access to Lakebase {place.name}. {_GRANT}, or ask its owner."
+        )
+    if isinstance(error, NotFound):
+        return DatabaseUnavailableError(_unknown(place))
+    if isinstance(error, Unauthenticated) or type(error) is OSError:
+        return WorkspaceError(_LOGGED_OUT)  # a plain OSError: of a command line tool's login
+    if isinstance(error, DatabricksError):
+        return WorkspaceError(
+            f"The Databricks workspace failed ({type(error).__name__}). Try again, and see that "
+            f"Lakebase is running: {_show(place, place.name)}"
+        )
+    if isinstance(error, OSError):  # of the network, or it is no workspace that answers
+        return WorkspaceError(_SILENT)
+    return WorkspaceError(_LOGGED_OUT) if isinstance(error, ValueError) else None
 
 
 def _unknown(place: LakebasePlace) -> str:
+    above = place.name.rsplit("/", 2)[0]
     if place.instance_name:
-        return (
-            f"There is no Lakebase instance of the name '{place.instance_name}'. List them with "
-            "`databricks database list-database-instances`."
-        )
-    kind = "endpoint" if place.autoscaling_endpoint else "branch"
-    above, _, _ = place.name.rpartition("/endpoints/" if kind == "endpoint" else "/branches/")
-    plural = "endpoints" if kind == "endpoint" else "branches"
-    return (
-        f"There is no Lakebase {kind} '{place.name}'. List them with "
-        f"`databricks postgres list-{plural} {above}`."
-    )
+        kind, listing = "instance", f"database {_LIST}"
+    elif place.autoscaling_endpoint:
+        kind, listing = "endpoint", f"postgres list-endpoints {above}"
+    else:
+        kind, listing = "branch", f"postgres list-branches {above}"
+    return f"There is no Lakebase {kind} '{place.name}'. List them with `databricks {listing}`."
 
 
 def _show(place: LakebasePlace, name: str) -> str:
     """The command that shows whether it runs."""
     if place.instance_name:
-        return f"databricks database get-database-instance {name}"
-    if "/endpoints/" in name:
-        return f"databricks postgres get-endpoint {name}"
-    return f"databricks postgres list-endpoints {name}"
+        is_hostname = place.hostname == _as_host(name)
+        return f"databricks database {_LIST if is_hostname else f'get-database-instance {name}'}"
+    verb = "get-endpoint" if "/endpoints/" in name else "list-endpoints"
+    return f"databricks postgres {verb} {name}"
 
 
 def _advice(place: LakebasePlace, name: str) -> Advice:
@@ -530,9 +488,7 @@ def _advice(place: LakebasePlace, name: str) -> Advice:
         f"running: {show}",
         refused=f"Permission denied: Lakebase {name} has no role for this user, or does not take "
         f"its token. {_GRANT}, or create the role in the database: "
-        "SELECT databricks_create_role('<user>', 'USER'), for a service principal "
-        "('<client id>', 'SERVICE_PRINCIPAL').",
-        no_database=f"Lakebase {name} has no database {place.database}. Set PGDATABASE to one "
-        "that it has.",
+        "SELECT databricks_create_role('<user>', 'USER' or 'SERVICE_PRINCIPAL').",
+        no_database=f"Lakebase {name} has no database {place.database}. Mend PGDATABASE.",
         no_rights=f"Permission denied: the role lacks a right. {_GRANT}.",
     )

@@ -44,6 +44,12 @@ STATEMENT_SECONDS = 30.0
 _CONNECT_SECONDS = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 
+_WHOAMI = """
+SELECT current_user AS role, current_database() AS database,
+       current_setting('server_version') AS version,
+       (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls
+"""
+
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 
 _LOST = (
@@ -161,9 +167,13 @@ class PostgresDatabase:
         found = await self._attempt(lambda c: postgres_schema.missing(c, self._schema))
         return [migration.full_name for migration in found]
 
-    async def grants(self, role: str) -> list[str]:
-        """The SQL that lets a role use this schema, as `postgres_schema.grants` makes it."""
-        return await self._attempt(lambda c: _grants(c, role, self._schema))
+    async def missing_grants(self) -> list[str]:
+        """The SQL that gives our role what it lacks, and an owner must run; changes nothing."""
+        return await self._attempt(lambda c: postgres_schema.missing_grants(c, self._schema))
+
+    async def whoami(self) -> Row:
+        """How we are connected: `role`, `database`, `version` of the server, `tls` or not."""
+        return await self._attempt(lambda c: c.fetchrow(_WHOAMI))
 
     async def execute(self, sql: str) -> None:
         """Runs SQL that has no parameters and no result.
@@ -229,6 +239,11 @@ class PostgresDatabase:
             return DatabaseUnavailableError(advice.no_database)
         if isinstance(error, asyncpg.TooManyConnectionsError):
             return DatabaseBusyError("The database takes no more connections. Try again.")
+        if isinstance(error, asyncpg.UndefinedObjectError):
+            return DatabaseError(
+                "The database knows no role of that name. That of a Databricks App is made when "
+                "it is deployed with the `database` resource."
+            )
         if isinstance(error, asyncpg.DuplicateTableError):
             return DatabaseUnavailableError(
                 f"The schema {self._schema} holds tables of another program. Name one of its own "
@@ -326,11 +341,6 @@ class _Pool:
 
 async def _leave(connection: Any) -> None:
     """A connection goes back as it is."""
-
-
-async def _grants(connection: Any, role: str, schema: str) -> list[str]:
-    database = await connection.fetchval("SELECT current_database()")
-    return postgres_schema.grants(role, database, schema)
 
 
 def _numbered(text: str) -> tuple[str, Sequence[str]]:

@@ -108,16 +108,12 @@ async def check(connection: Any, schema: str) -> None:
         )
 
 
-async def lacking_rights(connection: Any, schema: str, words: str) -> DatabasePermissionError:
-    """Looks which rights the role of a connection lacks.
+async def missing_grants(connection: Any, schema: str) -> list[str]:
+    """The SQL that gives the role of a connection what it lacks; changes nothing.
 
     Args:
         connection: Of the role.
         schema: Where the tables are, or are to be.
-        words: Said before the SQL.
-
-    Returns:
-        An error that names the grants.
     """
     row = await connection.fetchrow(_LOOK, schema)
     role, where = quoted(row["role"]), quoted(schema)
@@ -128,13 +124,23 @@ async def lacking_rights(connection: Any, schema: str, words: str) -> DatabasePe
         sql.append(_use(where, role))
     if row["made"] and (row["lacks_tables"] or not row["may_use"]):
         sql.append(_tables(where, role))
-    if not sql:  # it may use what is there, and yet not change the schema
-        return DatabasePermissionError(
-            f"{words} The role {row['role']} may not change the schema {schema}. Let its owner "
-            "run: threadkeep migrate"
-        )
-    return DatabasePermissionError(
-        f"{words} The role {row['role']} lacks grants. Let an owner run: {' '.join(sql)}"
+    return sql
+
+
+async def lacking_rights(connection: Any, schema: str, words: str) -> DatabasePermissionError:
+    """Says what the role of a connection lacks, that was just refused something.
+
+    Args:
+        connection: Of the role.
+        schema: Where the tables are, or are to be.
+        words: Said before the SQL.
+    """
+    sql = await missing_grants(connection, schema)
+    if sql:
+        return DatabasePermissionError(f"{words} Let an owner run: {' '.join(sql)}")
+    return DatabasePermissionError(  # it may use what is there, and yet not change the schema
+        f"{words} This role may not change the schema {schema}. Let its owner run: "
+        "threadkeep migrate"
     )
 
 

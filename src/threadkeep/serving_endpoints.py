@@ -1,15 +1,17 @@
 """Models behind the serving endpoints of a Databricks workspace.
 
-They speak OpenAI's chat completions at `{host}/serving-endpoints`. The login is that of the Databricks
-SDK: the environment, a profile, or the service principal of a Databricks App. It is asked for its token
-before every request, in a thread of its own, because it may go to the network to renew it.
+They speak OpenAI's chat completions at `{host}/serving-endpoints`. The login is that of the
+Databricks SDK: the environment, a profile, or the service principal of a Databricks App. It is
+asked for its token before every request, in a daemon thread, because it may go to the network, and
+has no time limit there: a login that hangs must hold up neither other work nor the end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -45,8 +47,7 @@ class ServingEndpoints:
         self._host = host
         self._config: Config | None = None
         self._client: AsyncOpenAI | None = None
-        # One thread: a login that hangs must not take the threads that others need.
-        self._thread = ThreadPoolExecutor(1, "databricks-login")
+        self._lock = threading.Lock()
 
     def model(self, endpoint: str, *, chosen: bool) -> Model:
         """The model of an endpoint.
@@ -73,7 +74,6 @@ class ServingEndpoints:
 
     async def aclose(self) -> None:
         """Gives up connections."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
         if self._client:
             await self._client.close()
 
@@ -82,30 +82,42 @@ class ServingEndpoints:
         return token
 
     async def _authorize(self) -> tuple[str, str]:
-        loop = asyncio.get_running_loop()
-        host, header = await loop.run_in_executor(self._thread, self._log_in)
+        future = Future[tuple[str, str]]()
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=self._log_in, args=[future], daemon=True).start()
+        host, header = await asyncio.wrap_future(future)
         scheme, _, token = header.partition(" ")
         if not host or scheme.lower() != "bearer" or not token:
             raise ModelError(_NO_LOGIN)
         return host, token
 
-    def _log_in(self) -> tuple[str, str]:
-        """Gives host and Authorization header; blocks while the login is renewed."""
+    def _log_in(self, future: Future[tuple[str, str]]) -> None:
+        """Brings host and Authorization header; blocks while the login is renewed."""
+        try:
+            with self._lock:
+                future.set_result(self._fresh_header())
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            future.set_exception(error)
+
+    def _fresh_header(self) -> tuple[str, str]:
         from databricks.sdk.core import Config
 
         try:
             if self._config is None:
-                self._config = Config(host=self._host)
+                self._config = Config(
+                    host=self._host, http_timeout_seconds=30, retry_timeout_seconds=5
+                )
             header = self._config.authenticate().get("Authorization", "")
             return self._config.host or "", header
         # What the SDK raises for settings, networks, refused logins, and answers it can't read.
         except (ValueError, OSError, NotImplementedError, LookupError) as error:
+            self._config = None  # so that a login made meanwhile is found
             raise ModelError(_NO_LOGIN) from error
 
 
 _NO_LOGIN = (
-    "The login to Databricks failed. Log in with `databricks auth login`, or set DATABRICKS_HOST and "
-    "DATABRICKS_TOKEN."
+    "The login to Databricks failed. Log in with `databricks auth login`, or set DATABRICKS_HOST "
+    "and DATABRICKS_TOKEN."
 )
 
 
@@ -199,7 +211,7 @@ class _Completions(AsyncCompletions):
     (https://github.com/databricks/databricks-ai-bridge, integrations/openai, `clients.py`).
     """
 
-    async def create(self, **fields: Any) -> Any:  # type: ignore[override]  # its 6 overloads
+    async def create(self, **fields: Any) -> Any:
         endpoint = str(fields.get("model")).lower()
         if "gpt" not in endpoint and isinstance(fields.get("tools"), list):
             fields["tools"] = [_without_strict(tool) for tool in fields["tools"]]

@@ -14,8 +14,11 @@ from pathlib import Path
 from tests.backends import PostgresPrograms
 from tests.lakebase.radius import Radius
 
-HOST, PORT = "127.0.0.10", 5432
-"""The port is the same on every Lakebase, so the address is one that nobody else listens on."""
+PORT = 5432
+"""The same on every Lakebase, so the addresses are this process's own."""
+
+_NETWORK = f"127.{1 + os.getpid() // 250 % 250}.{os.getpid() % 250}"
+HOST, FLAKY_HOST = f"{_NETWORK}.10", f"{_NETWORK}.11"
 
 # `local` is for the tests' own SQL; there is no line for TCP without TLS, so that is refused.
 _ACCESS = """\

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from tests.lakebase.api import workspace_api
 from tests.lakebase.flaky import flaky_way
-from tests.lakebase.postgres import HOST, PORT, check_free, lakebase_postgres
+from tests.lakebase.postgres import FLAKY_HOST, HOST, PORT, check_free, lakebase_postgres
 from tests.lakebase.radius import radius_server
-from tests.lakebase.workspace import FLAKY_HOST, INSTANCE, Workspace
+from tests.lakebase.workspace import INSTANCE, Workspace
 from tests.serving import served
 
 DATABASE = "databricks_postgres"

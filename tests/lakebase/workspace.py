@@ -11,9 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tests.lakebase.postgres import HOST
+from tests.lakebase.postgres import FLAKY_HOST, HOST
 
-FLAKY_HOST = "127.0.0.11"
 INSTANCE, FLAKY_INSTANCE, OTHER_INSTANCE = "my-lakebase", "flaky-lakebase", "other-lakebase"
 BRANCH = "projects/my-project/branches/production"
 ENDPOINT = f"{BRANCH}/endpoints/primary"
