@@ -30,7 +30,8 @@ from threadkeep.errors import (
     ThreadkeepError,
     WorkspaceError,
 )
-from threadkeep.lakebase import Lakebase, LakebasePlace
+from threadkeep.lakebase import Lakebase
+from threadkeep.lakebase_place import LakebasePlace
 from threadkeep.postgres_server import Server
 from threadkeep.settings import DatabaseSettings
 
@@ -616,7 +617,7 @@ async def test_each_failure_names_its_remedy(
     words: str,
 ) -> None:
     """By the type that says which step it was; hosts are told to nobody who did not name them."""
-    monkeypatch.setattr("threadkeep.lakebase._RETRY_SECONDS", 1)
+    monkeypatch.setattr("threadkeep.workspace._RETRY_SECONDS", 1)
     arrange(lakebase, monkeypatch)
     with pytest.raises(kind, match=words) as told:
         await Lakebase(place).login()

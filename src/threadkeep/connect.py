@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from threadkeep.database import Database
 from threadkeep.errors import SettingsError
-from threadkeep.lakebase import Lakebase, LakebasePlace
+from threadkeep.lakebase import Lakebase
+from threadkeep.lakebase_place import LakebasePlace
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_server import UrlServer
 from threadkeep.settings import DatabaseSettings

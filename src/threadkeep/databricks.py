@@ -15,7 +15,8 @@ from agents import RunContextWrapper, TResponseInputItem
 from threadkeep.adoption import Adoption, PeerTables
 from threadkeep.errors import InvalidInputError
 from threadkeep.history import cache_of
-from threadkeep.lakebase import Lakebase, LakebasePlace
+from threadkeep.lakebase import Lakebase
+from threadkeep.lakebase_place import LakebasePlace
 from threadkeep.postgres import POOL_SIZE, WAIT_SECONDS, PostgresDatabase
 from threadkeep.session import Session
 from threadkeep.settings import DatabaseSettings

@@ -26,7 +26,8 @@ from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import ThreadkeepError
 from threadkeep.failures import describe
-from threadkeep.lakebase import Lakebase, LakebasePlace
+from threadkeep.lakebase import Lakebase
+from threadkeep.lakebase_place import LakebasePlace
 from threadkeep.models import Models
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.settings import Settings
