@@ -145,6 +145,25 @@ async def test_what_is_damaged_is_adopted_as_it_is(lakebase: LakebaseStandIn) ->
     await one.close()
 
 
+@pytest.mark.parametrize("shared", [True, False])
+async def test_many_read_at_once_first(lakebase: LakebaseStandIn, shared: bool) -> None:
+    """Whoever adopts it, nobody goes on without it."""
+    original = Original(lakebase)
+    timeout = 8 if shared else 7  # a pool for each case: the database is made anew
+
+    def session_of(session_id: str) -> AsyncDatabricksSession:
+        return AsyncDatabricksSession(session_id, instance_name=INSTANCE, pool_timeout=timeout)
+
+    warm = session_of("warm")
+    for number in range(5):
+        original.add(f"s{number}", user("1"))
+        sessions = [session_of(f"s{number}") for _ in range(8)]
+        readers = sessions[:1] * 8 if shared else sessions
+        await warm.get_items()
+        read = await asyncio.gather(*(reader.get_items() for reader in readers))
+        assert read == [[user("1")]] * 8
+
+
 async def test_many_adopt_at_once(lakebase: LakebaseStandIn) -> None:
     """It is done once."""
     Original(lakebase).add("s", user("1"))
@@ -262,25 +281,28 @@ async def test_all_history_is_imported(lakebase: LakebaseStandIn) -> None:
     for number in range(3):
         original.add(f"s{number}", user(f"I am {number}"))
     original.add("empty")
+    original.add("tab\there", user("of no use"))
     database = connect_postgres(DatabaseSettings.read({"LAKEBASE_INSTANCE_NAME": INSTANCE}))
     adoption = Adoption(database, PeerTables())
-    assert await adoption.count() == 4
+    assert await adoption.count() == 5
 
     async def outcomes() -> dict[str, str]:
         return {each.session_id: each.outcome async for each in adoption.adopt_all()}
 
     adopted = {f"s{number}": "adopted" for number in range(3)}
-    assert await outcomes() == adopted | {"empty": "empty"}
+    assert await outcomes() == adopted | {"empty": "empty", "tab\there": "unusable"}
     one = session("s0")
     await one.add_items([user("gone on here")])
     original.add("s1", user("gone on there"))
     original.add("s3", user("new"))
-    expected = {"s0": "same", "s1": "different", "s2": "same", "s3": "adopted", "empty": "empty"}
-    assert await outcomes() == expected
+    now = {"s0": "same", "s1": "different", "s2": "same", "s3": "adopted"}
+    assert await outcomes() == now | {"empty": "empty", "tab\there": "unusable"}
     assert await one.get_items() == [user("I am 0"), user("gone on here")]
     await one.close()
     with pytest.raises(NotFoundError, match="--schema"):
         await Adoption(database, PeerTables("nowhere", "a", "b")).count()
+    with pytest.raises(NotFoundError, match="--schema"):
+        await anext(Adoption(database, PeerTables("nowhere", "a", "b")).adopt_all())
     await database.close()
 
 

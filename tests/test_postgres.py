@@ -226,6 +226,16 @@ async def test_a_schema_of_another_program_is_left_alone(database: Postgres) -> 
     await other.close()
 
 
+async def test_a_schema_that_is_dropped_under_us(database: Postgres) -> None:
+    """Is told once, and made anew."""
+    async with Session.from_url("s", url=database.url) as session:
+        await session.add_items([user("1")])
+        database.execute("DROP SCHEMA threadkeep CASCADE")
+        with pytest.raises(DatabaseUnavailableError, match="have gone"):
+            await session.get_items()
+        assert await session.get_items() == []
+
+
 async def test_behind_a_transaction_pooler(pooled: str) -> None:
     """Sessions of many at once, on two connections that every statement may change."""
     database = connect(f"{pooled}?prepared_statements=off")

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from threadkeep.database import Row, load_statements
-from threadkeep.errors import DatabasePermissionError, NotFoundError
-from threadkeep.history import decode_item
+from threadkeep.errors import DatabasePermissionError, InvalidInputError, NotFoundError
+from threadkeep.history import check_id, decode_item
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import quoted
 from threadkeep.session import new_epoch, title_of
@@ -26,7 +26,7 @@ class PeerTables:
     """Where databricks-openai has stored its sessions.
 
     Args:
-        schema: As it was given to the original, which looks into `public` too. None: there alone.
+        schema: As it was given to the original, which looks into the role's own and `public` too.
         sessions: The name of the table of sessions.
         messages: The name of the table of messages.
     """
@@ -35,15 +35,16 @@ class PeerTables:
     sessions: str = "agent_sessions"
     messages: str = "agent_messages"
 
-    @property
-    def schemas(self) -> list[str]:
-        """Where they may lie, in the order in which the original finds them."""
-        return ["public"] if self.schema in (None, "public") else [str(self.schema), "public"]
-
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of one session of an import: `adopted`, `same`, `different` or `empty`."""
+    """What came of one session of an import.
+
+    Args:
+        session_id: Which.
+        outcome: `adopted`; where it was known here, `same` or `different`; `empty`; `unusable`: its
+            id can't be one here, so nobody could open it.
+    """
 
     session_id: str
     outcome: str
@@ -64,10 +65,10 @@ class Adoption:
         self._looked = False
 
     async def adopt(self, session_id: str) -> bool:
-        """Takes a session over, if it is unknown here and there is one.
+        """Takes a session over, if it is unknown here and the original holds anything of it.
 
         Returns:
-            Whether it was taken over.
+            Whether the original does: then it is known here now, by whoever came first.
 
         Raises:
             DatabasePermissionError: The original's tables may not be read.
@@ -90,12 +91,7 @@ class Adoption:
         Raises:
             NotFoundError: There are no such tables.
         """
-        if await self._find() is None:
-            raise NotFoundError(
-                f"There are no tables {self._tables.sessions} and {self._tables.messages} in "
-                f"{' or '.join(self._tables.schemas)}. Name theirs with --schema, --sessions-table "
-                "and --messages-table."
-            )
+        await self._insist()
         count: int = (await self._call("count_peer_sessions"))[0]["count"]
         return count
 
@@ -104,7 +100,11 @@ class Adoption:
 
         Yields:
             What came of each.
+
+        Raises:
+            NotFoundError: There are no such tables.
         """
+        await self._insist()
         after = ""
         while rows := await self._call("list_peer_sessions", after=after, limit=_PAGE):
             for row in rows:
@@ -114,33 +114,40 @@ class Adoption:
     async def _import(self, row: Row) -> str:
         if row["known"]:
             return "same" if row["same"] else "different"
-        if not row["filled"]:
-            return "empty"
-        return "adopted" if await self.adopt(row["session_id"]) else "same"
+        try:
+            check_id(row["session_id"], "session_id")
+        except InvalidInputError:
+            return "unusable"
+        return "adopted" if await self.adopt(row["session_id"]) else "empty"
+
+    async def _insist(self) -> None:
+        if await self._find() is None:
+            raise NotFoundError(
+                f"There are no tables {self._tables.sessions} and {self._tables.messages} in the "
+                f"schema {self._tables.schema or 'public'}. Name theirs with --schema, "
+                "--sessions-table and --messages-table."
+            )
 
     async def _find(self) -> str | None:
         """The schema where the tables lie; looked for once."""
         if self._looked:
             return self._schema
+        tables = self._tables
         self._database.define("find_peer_tables", _STATEMENTS["find_peer_tables"])
-        for schema in self._tables.schemas:
-            found = (
-                await self._database.call(
-                    "find_peer_tables",
-                    peer_schema=schema,
-                    tables=[self._tables.sessions, self._tables.messages],
-                )
-            )[0]
-            if found["found"]:
-                self._check_readable(found, schema)
-                self._schema = schema
-                break
+        rows = await self._database.call(
+            "find_peer_tables",
+            first=[tables.schema] if tables.schema else [],
+            tables=[tables.sessions, tables.messages],
+        )
+        if rows:
+            self._check_readable(rows[0])
+            self._schema = rows[0]["peer_schema"]
         self._looked = True
         return self._schema
 
-    def _check_readable(self, found: Row, schema: str) -> None:
+    def _check_readable(self, found: Row) -> None:
         if not found["readable"]:
-            where = quoted(schema)
+            where = quoted(found["peer_schema"])
             tables = f"{where}.{quoted(self._tables.sessions)}, "
             tables += f"{where}.{quoted(self._tables.messages)}"
             raise DatabasePermissionError(

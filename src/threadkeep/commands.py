@@ -138,7 +138,7 @@ async def import_sessions(
     It may be run again: sessions that are known here are compared, and left alone.
     """
     database = connect_postgres()
-    counts = dict.fromkeys(("adopted", "same", "empty", "different"), 0)
+    counts = dict.fromkeys(("adopted", "same", "different", "empty", "unusable"), 0)
     different: list[str] = []
     try:
         adoption = Adoption(database, PeerTables(schema, sessions_table, messages_table))
@@ -152,7 +152,8 @@ async def import_sessions(
         await database.close()
     click.echo(
         f"{counts['adopted']} adopted, {counts['same']} the same here already, "
-        f"{counts['empty']} empty, {counts['different']} different"
+        f"{counts['different']} different, {counts['empty']} empty, {counts['unusable']} with an "
+        "id that can't be used"
     )
     if different:
         more = len(different) - _SHOWN

@@ -99,16 +99,17 @@ class AsyncDatabricksSession(Session):
         self._shares = use_cached_engine
         shared = configuration.shared() if use_cached_engine else configuration.open()
         self._adoption = shared.adoption
-        self._touched = False
+        self._touched = self._has_old = False
         super().__init__(session_id, database=shared.database)
 
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> list[TResponseInputItem]:
         """As `Session.get_items`."""
+        touched = self._touched
         items = await super().get_items(limit)
-        self._touched = self._touched or bool(items)
-        if self._touched or self._limit(limit) == 0:
+        if items or touched or self._limit(limit) == 0:
+            self._touched = touched or bool(items)
             return items
         return await super().get_items(limit) if await self._touch() else items
 
@@ -138,14 +139,12 @@ class AsyncDatabricksSession(Session):
             await database.close()
 
     async def _touch(self) -> bool:
-        """Before the first use of a session that is unknown here; whether it was adopted."""
-        if self._touched:
-            return False
-        adopted = False
-        if not cache_of(self._open_database()).get(self.session_id, "").count:
-            adopted = await self._adoption.adopt(self.session_id)
-        self._touched = True
-        return adopted
+        """Before the first use of a session; whether the original holds anything of it."""
+        if not self._touched:
+            if not cache_of(self._open_database()).get(self.session_id, "").count:
+                self._has_old = await self._adoption.adopt(self.session_id)
+            self._touched = True
+        return self._has_old
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,12 @@ class PostgresDatabase:
             return DatabaseUnavailableError(advice.no_database)
         if isinstance(error, asyncpg.TooManyConnectionsError):
             return DatabaseBusyError("The database takes no more connections. Try again.")
+        if isinstance(error, asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
+            self._ready = False  # the next call makes it anew, if it may
+            return DatabaseUnavailableError(
+                f"Tables of the schema {self._schema} have gone: it was dropped, or the database "
+                "set back. Try again, or run: threadkeep migrate"
+            )
         if isinstance(error, asyncpg.UndefinedObjectError):
             return DatabaseError(
                 "The database knows no role of that name. That of a Databricks App is made when "

@@ -2,15 +2,22 @@
 -- `peer.sessions` and `peer.messages` for its tables; `threadkeep.` for our schema. For Postgres alone.
 
 -- name: find_peer_tables
--- Whether there are such tables, and whether this role may read them.
-SELECT count(*) = 2 AS found, bool_and(has_schema_privilege(n.oid, 'USAGE')
-                                       AND has_table_privilege(c.oid, 'SELECT')) AS readable
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = :peer_schema AND c.relname = ANY (:tables::text[]) AND c.relkind IN ('r', 'v', 'p');
+-- The schema that has both tables, the first one on the original's search path; whether this role may
+-- read them.
+SELECT n.nspname AS peer_schema, bool_and(has_schema_privilege(n.oid, 'USAGE')
+                                          AND has_table_privilege(c.oid, 'SELECT')) AS readable
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+     (SELECT :first::text[] || ARRAY[current_user, 'public']::text[] AS path) AS search
+WHERE n.nspname = ANY (search.path) AND c.relname = ANY (:tables::text[])
+  AND c.relkind IN ('r', 'v', 'p')
+GROUP BY n.nspname, search.path
+HAVING count(*) = 2
+ORDER BY array_position(search.path, n.nspname::text)
+LIMIT 1;
 
 -- name: adopt_session
 -- Takes over a session that is unknown here, with all its items, in their order, as they are. No row:
--- it is known here, or holds nothing there. `opening` is its first message of a user.
+-- it holds nothing there. `opening` is its first message of a user; NULL when it was known already.
 WITH old AS (
   SELECT row_number() OVER (ORDER BY m.created_at, m.id) AS place, m.message_data, m.created_at
   FROM peer.messages m WHERE m.session_id = :session_id),
@@ -23,10 +30,11 @@ head AS (
 stored AS (
   INSERT INTO threadkeep.items (session_id, seq, data, created_at)
   SELECT head.session_id, old.place, old.message_data, old.created_at FROM old, head)
-SELECT head.session_id, (
+SELECT CASE WHEN head.session_id IS NOT NULL THEN (
   SELECT old.message_data FROM old WHERE old.message_data ~ '"role": ?"user"'
-  ORDER BY old.place LIMIT 1) AS opening
-FROM head;
+  ORDER BY old.place LIMIT 1) END AS opening
+FROM (SELECT) AS always LEFT JOIN head ON true
+WHERE EXISTS (SELECT FROM old);
 
 -- name: title_session
 -- Names a session that was adopted.
@@ -34,12 +42,12 @@ UPDATE threadkeep.sessions SET title = :title WHERE session_id = :session_id AND
 
 -- name: count_peer_sessions
 -- How many there are.
-SELECT count(*) AS count FROM peer.sessions;
+SELECT count(*) AS count FROM peer.sessions WHERE session_id > '';
 
 -- name: list_peer_sessions
--- Sessions there, by their id, from behind a given one; whether each holds anything, is known here,
--- and begins here as it is there.
-SELECT s.session_id, there.count > 0 AS filled, here.known, here.digest IS NOT DISTINCT FROM there.digest AS same
+-- Sessions there, by their id, from behind a given one; whether each is known here, and begins here as
+-- it is there.
+SELECT s.session_id, here.known, here.digest IS NOT DISTINCT FROM there.digest AS same
 FROM (
   SELECT p.session_id FROM peer.sessions p WHERE p.session_id > :after
   ORDER BY p.session_id LIMIT :limit) s
