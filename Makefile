@@ -1,4 +1,4 @@
-.PHONY: help check test lint fix bench
+.PHONY: help check test prove lint fix bench
 
 help:   ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -8,6 +8,9 @@ check:  ## everything that CI checks
 
 test:   ## the tests alone, without lint and packaging
 	uv run --group dev pytest --ignore tests/test_checks.py --ignore tests/test_packaging.py
+
+prove:  ## the long proofs for their whole time
+	uv run --group dev pytest -s --prove tests/test_faults.py
 
 lint:   ## ruff, types and the import rule
 	uv run --group dev pytest -q tests/test_checks.py

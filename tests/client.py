@@ -86,12 +86,18 @@ def events_of(reply: httpx.Response) -> Iterator[Json]:
 
 def contents(client: httpx.Client, session_id: str) -> list[str]:
     """What is stored of a session, as texts."""
-    reply = client.get(f"/sessions/{session_id}/items")
+    items: list[Json] = []
+    more = True
+    while more:
+        after = items[-1]["seq"] if items else 0
+        page = client.get(f"/sessions/{session_id}/items", params={"after": after}).json()
+        items += page["data"]
+        more = page["has_more"]
     return [
         item["content"]
         if isinstance(item.get("content"), str)
         else "".join(part["text"] for part in item["content"])
         if "content" in item
         else item["type"]
-        for item in reply.json()["data"]
+        for item in items
     ]

@@ -20,6 +20,19 @@ from threadkeep.server import AgentContext, create_app
 from threadkeep.settings import Settings
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--prove` makes the long proofs long."""
+    parser.addoption(
+        "--prove", action="store_true", help="run the long proofs for their whole time"
+    )
+
+
+@pytest.fixture
+def prove(request: pytest.FixtureRequest) -> bool:
+    """Whether a long proof is to take its whole time."""
+    return bool(request.config.getoption("prove"))
+
+
 class RunningApp:
     """A real server in a thread of this process.
 
