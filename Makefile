@@ -23,3 +23,4 @@ bench:  ## size, start, memory, and what the embedded model remembers
 	uv run --group dev python benchmarks/footprint.py
 	uv run --group dev python benchmarks/sessions.py
 	uv run --group dev python benchmarks/dialogues.py --direct
+	uv run --group dev python benchmarks/interop.py
