@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,24 @@ async def test_a_connection_that_breaks_under_tls(lakebase: LakebaseStandIn) -> 
     await one.add_items([user("1")])
     lakebase.cut()
     assert await one.get_items() == [user("1")]
+    await one.close()
+
+
+async def test_renewing_a_login_holds_up_nobody(lakebase: LakebaseStandIn) -> None:
+    """The old token opens connections while a new one takes a second."""
+    one = session(pool_recycle=0.1, token_cache_duration_seconds=0)
+    await one.add_items([user("1")])
+    lakebase.credential_delay = 1
+    pids, slowest = set(), 0.0
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        began = time.monotonic()
+        await one.get_items()
+        slowest = max(slowest, time.monotonic() - began)
+        pids.add(lakebase.sql("SELECT max(pid) FROM pg_stat_activity WHERE usename LIKE 'dev%'"))
+    assert len(pids) > 2
+    assert lakebase.minted > 2
+    assert slowest < 0.9
     await one.close()
 
 

@@ -21,7 +21,10 @@ ELSEWHERE = [
     "test_local_model.py",
     "test_local_weights.py",
     "test_local_request.py",
+    "test_deployment.py",
     "test_docs.py",
+    "test_faults.py",
+    "test_lakebase_stand_in.py",
 ]
 
 

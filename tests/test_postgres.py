@@ -250,6 +250,10 @@ async def test_behind_a_transaction_pooler(pooled: str) -> None:
     await asyncio.gather(*map(talk, sessions))
     assert [texts(await s.get_items()) for s in sessions] == [["0", "1", "2", "3"]] * 20
     await database.close()
+    unaware = connect(pooled)
+    with pytest.raises(DatabaseUnavailableError, match="prepared_statements=off"):
+        await asyncio.gather(*(talk(Session(f"t{n}", database=unaware)) for n in range(20)))
+    await unaware.close()
 
 
 async def test_waiting_for_a_connection_is_bounded(database: Postgres) -> None:

@@ -52,6 +52,7 @@ class _Login:
     door: Door
     token: str = field(repr=False)
     renew_at: float
+    expires_at: float
     """By the clock on the wall: a machine that slept wakes up with an old token."""
 
 
@@ -68,6 +69,11 @@ class _Errand(Generic[T]):
         """Whether it may still bring something."""
         runs = self.thread.is_alive()  # it does not in a forked child, which has the errand too
         return runs and time.monotonic() - self.started < _ABANDON_SECONDS
+
+    @property
+    def has_brought_something(self) -> bool:
+        """Whether it has ended well."""
+        return self.future.done() and self.future.exception() is None
 
 
 class Lakebase:
@@ -97,6 +103,7 @@ class Lakebase:
         self._token_seconds = token_seconds
         self._door: Door | None = None
         self._errand: _Errand[_Login] | None = None
+        self._renewal: _Errand[_Login] | None = None
         self._has_given = False
         self._lock = threading.Lock()
 
@@ -150,21 +157,30 @@ class Lakebase:
         """
         with self._lock:
             if self._errand and self._errand.future.done():
-                self._errand = None
+                self._errand = self._renewal = None
             return self._has_given
 
     def _current(self) -> _Errand[_Login]:
         """The errand that brought what is still good, that is under way, or a new one."""
         with self._lock:
+            if self._renewal is not None and self._renewal.has_brought_something:
+                self._errand, self._renewal = self._renewal, None
             if self._errand is None or not self._is_of_use(self._errand):
                 self._errand = self._sent(self._fetch)
+            elif self._errand.future.done():
+                self._renew_when_due(self._errand.future.result())
             return self._errand
 
     def _is_of_use(self, errand: _Errand[_Login]) -> bool:
         """Whether to wait for it, or take what it brought."""
         if not errand.future.done():
             return errand.is_under_way
-        return errand.future.exception() is None and time.time() < errand.future.result().renew_at
+        return errand.has_brought_something and time.time() < errand.future.result().expires_at
+
+    def _renew_when_due(self, login: _Login) -> None:
+        """Mints the next token while the old one still serves, so that nobody waits for it."""
+        if time.time() >= login.renew_at and not (self._renewal and self._renewal.is_under_way):
+            self._renewal = self._sent(self._fetch)
 
     def _sent(self, call: Callable[[], T]) -> _Errand[T]:
         future: Future[T] = Future()
@@ -196,7 +212,7 @@ class Lakebase:
             self._client, self._door = client, door
         minted = time.time()
         token, expires = mint(client, self._place, door.name)
-        return _Login(door, token, _renewal(minted, expires, self._token_seconds))
+        return _Login(door, token, *_lifetime(minted, expires, self._token_seconds))
 
 
 async def _awaited(future: Future[T]) -> T:
@@ -213,12 +229,15 @@ def _tls() -> str:
     return mode if mode in ("verify-ca", "verify-full") else "require"
 
 
-def _renewal(minted: float, expires: str | None, seconds: float) -> float:
-    """When to mint the next token, in seconds since 1970; a tenth of its life is left by then."""
-    if not expires:
-        return minted + seconds
-    end = datetime.fromisoformat(expires).timestamp()
-    return min(minted + seconds, end - min(0.1 * (end - minted), 60))
+def _lifetime(minted: float, expires: str | None, seconds: float) -> tuple[float, float]:
+    """When to mint the next token, and until when this one serves, in seconds since 1970.
+
+    The next one is minted when it is `seconds` old, or two tenths of its life are left; it serves
+    until one tenth is, for clocks differ.
+    """
+    end = datetime.fromisoformat(expires).timestamp() if expires else minted + seconds
+    tenth = min(0.1 * (end - minted), 60)
+    return min(minted + seconds, end - 2 * tenth), end - tenth
 
 
 def _advice(place: LakebasePlace, name: str) -> Advice:

@@ -87,6 +87,9 @@ _ALL = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientErr
 
 T = TypeVar("T")
 
+_POOLER = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+"""What shows that another connection to the server is behind ours each time."""
+
 _LOGIN = (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError)
 
 
@@ -245,6 +248,11 @@ class PostgresDatabase:
                 f"Tables of the schema {self._schema} have gone: it was dropped, or the database "
                 "set back. Try again, or run: threadkeep migrate"
             )
+        if isinstance(error, _POOLER):
+            return DatabaseUnavailableError(
+                "Prepared statements get lost: there is a pooler in between that gives out a "
+                "connection for a transaction. Add ?prepared_statements=off to DATABASE_URL."
+            )
         if isinstance(error, asyncpg.UndefinedObjectError):
             return DatabaseError(
                 "The database knows no role of that name. That of a Databricks App is made when "
@@ -300,8 +308,7 @@ class _Pool:
             async with asyncio.timeout(STATEMENT_SECONDS) as limit:
                 if self._server.prepares:
                     return await work(connection)
-                async with connection.transaction():  # one server for all that a statement takes
-                    return await work(connection)
+                return await _in_transaction(connection, work)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -343,6 +350,19 @@ class _Pool:
             )
         except TimeoutError as error:  # which would look as if no connection had been free
             raise ConnectionRefusedError from error
+
+
+async def _in_transaction(connection: Any, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Work behind a pooler, which gives it one server for as long as the transaction lasts."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        result = await work(connection)
+    except BaseException:
+        connection.terminate()  # rather than to wait for a server that may never answer
+        raise
+    await transaction.commit()
+    return result
 
 
 async def _leave(connection: Any) -> None:
