@@ -297,11 +297,11 @@ async def test_a_token_is_renewed_before_it_expires(
 
 async def test_a_token_is_renewed_when_it_is_old(lakebase: LakebaseStandIn) -> None:
     """Long before it expires; who asks gets the old one, until the new one is there."""
-    server = Lakebase(PROVISIONED, token_seconds=0.3)
+    server = Lakebase(PROVISIONED, token_seconds=1)
     first = await server.login()
     assert await server.login() == first
-    await asyncio.sleep(0.3)
-    lakebase.credential_delay = 0.3
+    await asyncio.sleep(1)
+    lakebase.credential_delay = 0.2
     assert await server.login() == first
     while await server.login() == first:
         await asyncio.sleep(0.01)

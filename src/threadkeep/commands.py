@@ -1,15 +1,20 @@
-"""The `threadkeep` command: what is done to a database, beside serving from it."""
+"""The `threadkeep` command: what is done to a database, beside serving from it.
+
+Exit codes: 0 it is done, or well; 1 a check failed; 2 it could not be done, and one line says why;
+130 for Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import click
 from dotenv import load_dotenv
@@ -17,8 +22,10 @@ from dotenv import load_dotenv
 from threadkeep.adoption import Adoption, PeerTables
 from threadkeep.connect import connect, connect_postgres
 from threadkeep.doctor import examine
-from threadkeep.errors import ThreadkeepError
+from threadkeep.errors import DatabasePermissionError, NotFoundError, ThreadkeepError
+from threadkeep.failures import log_fault
 from threadkeep.migrate import RELEASE
+from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import grants
 from threadkeep.settings import DatabaseSettings
 
@@ -27,21 +34,55 @@ P = ParamSpec("P")
 _SHOWN = 10
 """Of sessions that differ, so many are named."""
 
+_INTERRUPTED = 130
+
+_LETS_IN = """
+SELECT has_database_privilege(r.oid, current_database(), 'CONNECT')
+       AND has_schema_privilege(r.oid, n.oid, 'USAGE')
+       AND NOT EXISTS (
+         SELECT FROM pg_class c
+         WHERE c.relnamespace = n.oid AND c.relkind = 'r' AND NOT (
+           has_table_privilege(r.oid, c.oid, 'SELECT')
+           AND has_table_privilege(r.oid, c.oid, 'INSERT')
+           AND has_table_privilege(r.oid, c.oid, 'UPDATE')
+           AND has_table_privilege(r.oid, c.oid, 'DELETE'))) AS lets_in
+FROM pg_roles r, pg_namespace n WHERE r.rolname = :role AND n.nspname = :schema
+"""
+"""Whether a role has all that `grant` gives; no row where there is no such role."""
+
 
 def _command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
-    """Runs it, with `.env` read; ends with its exit code, or with 2 and one line."""
+    """Runs it, with `.env` read; ends with its exit code, or with one line that says what failed."""
 
     @wraps(work)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        load_dotenv(Path.cwd() / ".env")
+        _set_up_logs()
         try:
+            load_dotenv(Path.cwd() / ".env")
             code = asyncio.run(work(*args, **kwargs))
         except ThreadkeepError as error:
             click.echo(f"threadkeep: {error}", err=True)
             code = 2
+        except KeyboardInterrupt:
+            code = _INTERRUPTED
+        except BrokenPipeError:  # whoever read has gone; click knows how to end then
+            raise
+        except Exception as error:  # noqa: BLE001 - its words may hold secrets
+            log_fault("threadkeep", error)
+            click.echo("threadkeep: a fault in Threadkeep itself. Please report it.", err=True)
+            code = 2
         sys.exit(code)
 
     return run
+
+
+def _set_up_logs() -> None:
+    """Where a fault of the code is; others' logs may tell hosts and contents, and tell nothing."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.ERROR)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.getLogger("threadkeep").addHandler(handler)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,7 +94,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Bring the schema up to date.")
 @click.option("--check", is_flag=True, help="Say what is missing, change nothing; exit code 1.")
 @_command
 async def migrate(check: bool) -> int:
@@ -72,15 +113,21 @@ async def migrate(check: bool) -> int:
     return 1 if check and missing else 0
 
 
-@main.command()
-@click.option("--no-turn", is_flag=True, help="Leave out the turn, which asks the model.")
+_DOCTOR = "Check all that an app needs; say what to do."
+
+
+@main.command(short_help=_DOCTOR)
+@click.option("--no-turn", is_flag=True, help="Leave the model alone.")
 @_command
 async def doctor(no_turn: bool) -> int:
-    """Check settings, login, database, rights and model; say what to do about each failure."""
+    """Check settings, login, database, rights, agent and model, and make a turn of the app in this
+    folder; say what to do about each failure. Exit code 1 when something failed.
+    """
     failed = False
     async for result in examine(os.environ, with_turn=not no_turn):
         mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "skip"}[result.outcome]
-        click.echo(f"{mark}  {result.name:<10} {result.message}")
+        message = result.message.replace("\n", "\n" + " " * 17)
+        click.echo(f"{mark}  {result.name:<9}  {message}")
         failed = failed or result.outcome == "failed"
     return int(failed)
 
@@ -88,7 +135,7 @@ async def doctor(no_turn: bool) -> int:
 main.add_command(doctor, "preflight")
 
 
-@main.command()
+@main.command(short_help="Let another role use the schema.")
 @click.argument("role")
 @click.option("--run", is_flag=True, help="Run the SQL, as whoever owns the schema.")
 @_command
@@ -102,23 +149,46 @@ async def grant(role: str, run: bool) -> int:
     sql = grants(role, _database_name(settings), settings.schema_name)
     try:
         if run:
-            await database.open()
-            for line in sql:
-                await database.execute(line)
+            await _run_grants(database, role, sql)
     finally:
         await database.close()
     click.echo("\n".join(sql))
+    if run:
+        click.echo(f"Done: {role} may use the schema {settings.schema_name}.")
     return 0
+
+
+async def _run_grants(database: PostgresDatabase, role: str, sql: list[str]) -> None:
+    """Runs them, and sees that they did it: Postgres only warns where it grants nothing."""
+    await database.open()
+    database.define("lets_in", _LETS_IN)
+    if not await database.call("lets_in", role=role, schema=database.schema):
+        raise NotFoundError(
+            f"There is no role {role} in the database. That of a Databricks App is made when it is "
+            "deployed with the `database` resource."
+        )
+    try:
+        for line in sql:
+            await database.execute(line)
+        lets_in = (await database.call("lets_in", role=role, schema=database.schema))[0]["lets_in"]
+    except DatabasePermissionError:
+        lets_in = False
+    if not lets_in:
+        who = await database.whoami()
+        raise DatabasePermissionError(
+            f"Permission denied: {who['role']} does not own the schema {database.schema}. Let its "
+            "owner do it, or run the SQL that is shown without --run."
+        )
 
 
 def _database_name(settings: DatabaseSettings) -> str:
     if settings.uses_lakebase:
         return settings.pgdatabase
     parts = urlsplit(settings.database_url or "")
-    return parts.path.removeprefix("/") or parts.username or "postgres"
+    return unquote(parts.path.removeprefix("/") or parts.username or "postgres")
 
 
-@main.command("import")
+@main.command("import", short_help="Take over sessions from elsewhere.")
 @click.option(
     "--from",
     "source",
@@ -156,7 +226,6 @@ async def import_sessions(
         "id that can't be used"
     )
     if different:
-        more = len(different) - _SHOWN
-        click.echo("Different here, and left alone: " + ", ".join(different[:_SHOWN]))
-        click.echo(f"and {more} more" if more > 0 else "", nl=more > 0)
+        more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+        click.echo(f"Different here, and left alone: {', '.join(different[:_SHOWN])}{more}")
     return 0

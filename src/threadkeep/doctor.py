@@ -12,14 +12,17 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import traceback
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import uvicorn
 from agents import Agent, RunConfig, Runner
+from fastapi import FastAPI
 from uuid_utils import uuid7
 
 from threadkeep.connect import connect
@@ -30,6 +33,8 @@ from threadkeep.lakebase import Lakebase
 from threadkeep.lakebase_place import LakebasePlace
 from threadkeep.models import Models
 from threadkeep.postgres import PostgresDatabase
+from threadkeep.server import AgentContext, ResponsesRequest
+from threadkeep.server.identity import check_exposure
 from threadkeep.settings import Settings
 
 PROMPT = "Reply with the one word: ok"
@@ -40,6 +45,16 @@ TURN_SECONDS = 120
 
 _LAKEBASE_STEPS = ("workspace", "instance", "token")
 
+_MAY_CHANGE = """
+DO $check$ BEGIN
+  IF EXISTS (
+    SELECT FROM pg_namespace
+    WHERE nspname = '{schema}' AND NOT has_schema_privilege(oid, 'CREATE')
+  ) THEN RAISE insufficient_privilege; END IF;
+END $check$
+"""
+"""Fails for a role that may not change a schema that is there."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -47,8 +62,8 @@ class Finding:
 
     Args:
         name: Of the check.
-        outcome: Whether it is well; `skipped` where something before it failed.
-        message: What was found; when it failed, what to do.
+        outcome: Whether it is well; `skipped` where something before it failed, or is not there.
+        message: What was found; when it failed, what to do. SQL to run follows in lines of its own.
     """
 
     name: str
@@ -59,7 +74,7 @@ class Finding:
 async def examine(
     environment: Mapping[str, str], *, with_turn: bool = True
 ) -> AsyncIterator[Finding]:
-    """Checks settings, login, database, rights and model, in this order.
+    """Checks settings, login, database, rights, agent and model, in this order.
 
     Args:
         environment: The settings.
@@ -70,6 +85,7 @@ async def examine(
     """
     try:
         settings = Settings.read(environment)
+        check_exposure(settings)
         database = connect(settings)
         models = Models(settings, lambda line: None)
     except ThreadkeepError as error:
@@ -77,15 +93,25 @@ async def examine(
         return
     yield Finding("settings", "ok", f"{database.description}; model {models.name}")
     well = True
-    async for finding in _look_at_all(settings, database):
-        well = well and finding.outcome == "ok"
-        yield finding
-    await database.close()
-    if with_turn:
-        finding = await _ask(models)
+    try:
+        async for finding in _look_at_all(settings, database):
+            well = well and finding.outcome == "ok"
+            yield finding
+    finally:
+        await database.close()
+    finding, app = _look_at_agent()
+    yield finding
+    if not with_turn:
+        return
+    try:
+        answer = await _ask(models)
+        yield answer
+        if app and well and answer.outcome == "ok":
+            yield await _turn(app, models)
+        elif finding.outcome != "skipped":
+            yield _skipped("turn")
+    finally:
         await models.aclose()
-        yield finding
-        yield await _turn() if well and finding.outcome == "ok" else _skipped("turn")
 
 
 async def _look_at_all(settings: Settings, database: Database) -> AsyncIterator[Finding]:
@@ -116,25 +142,34 @@ async def _look_at_lakebase(lakebase: Lakebase) -> AsyncIterator[Finding]:
 
 async def _look_at_postgres(database: PostgresDatabase) -> AsyncIterator[Finding]:
     try:
-        who = await database.whoami()
-        missing, grants = await database.pending(), await database.missing_grants()
+        who, grants = await database.whoami(), await database.missing_grants()
     except ThreadkeepError as error:
         yield Finding("database", "failed", str(error))
         return
     tls = "with TLS" if who["tls"] else "without TLS"
     yield Finding("database", "ok", f"Postgres {who['version']} {tls}, as {who['role']}")
     if grants:
-        yield Finding("grants", "failed", f"Let an owner run: {' '.join(grants)}")
+        lines = ["Permission denied: the role lacks rights. Let an owner run:", *grants]
+        yield Finding("grants", "failed", "\n".join(lines))
         yield _skipped("schema")
         return
     yield Finding("grants", "ok", "the role has all that it needs")
+    yield await _look_at_schema(database)
+
+
+async def _look_at_schema(database: PostgresDatabase) -> Finding:
+    try:
+        missing = await database.pending()
+        if missing:
+            await database.execute(_MAY_CHANGE.format(schema=database.schema.replace("'", "''")))
+    except ThreadkeepError as error:
+        return Finding("schema", "failed", str(error))
     if missing:
-        message = (
-            f"not up to date ({', '.join(missing)}); start-app does that, or: threadkeep migrate"
-        )
+        lacks = ", ".join(missing)
+        message = f"not up to date ({lacks}); start-app does that, or: threadkeep migrate"
     else:
         message = f"{database.schema} is up to date"
-    yield Finding("schema", "ok", message)
+    return Finding("schema", "ok", message)
 
 
 async def _look_at_sqlite(database: Database) -> Finding:
@@ -145,57 +180,119 @@ async def _look_at_sqlite(database: Database) -> Finding:
     return Finding("database", "ok", "can be read and written")
 
 
+def _look_at_agent() -> tuple[Finding, FastAPI | None]:
+    """Makes the app in this folder, and its agent; tells where the code of either fails."""
+    sys.path.insert(0, os.getcwd())
+    if importlib.util.find_spec("agent_server") is None:
+        return Finding("agent", "skipped", "there is no agent_server/ in this folder"), None
+    try:
+        app: FastAPI = importlib.import_module("agent_server.start_server").app()
+        request = ResponsesRequest(input=PROMPT)
+        context = AgentContext(app.state.get_session_id(request), None, request)
+        agent: object = app.state.create_agent(context)
+    except ThreadkeepError as error:
+        return Finding("agent", "failed", str(error)), None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever their code raises
+        return Finding("agent", "failed", _place_of(error)), None
+    if not isinstance(agent, Agent):
+        message = f"create_agent must return an Agent, not {type(agent).__name__}."
+        return Finding("agent", "failed", message), None
+    return Finding("agent", "ok", f"agent_server makes {agent.name}"), app
+
+
+def _place_of(error: BaseException) -> str:
+    """Where in the app it went wrong, without its words, which may hold anything."""
+    folder = Path.cwd() / "agent_server"
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    where = "agent_server"
+    for file, line in places:
+        if Path(file).is_relative_to(folder):
+            where = f"{Path(file).relative_to(folder.parent)}, line {line}"
+    kind = type(error).__name__
+    if isinstance(error, ImportError) and error.name:
+        kind += f" of {error.name}"
+    return f"{where}: {kind}. Mend it there."
+
+
 async def _ask(models: Models) -> Finding:
-    """One question to the model, without an app around it."""
+    """One question to the model, streamed as in every turn, without an app around it."""
     config = RunConfig(model_provider=models, tracing_disabled=True)
     try:
         await models.start()
         async with asyncio.timeout(TURN_SECONDS):
-            await Runner.run(Agent(name="Doctor"), PROMPT, run_config=config)
+            result = Runner.run_streamed(Agent(name="Doctor"), PROMPT, run_config=config)
+            async for _ in result.stream_events():
+                continue
     except Exception as error:  # noqa: BLE001 - whatever a model's client raises
         return Finding("model", "failed", describe(error).message)
     return Finding("model", "ok", f"{models.name} answers")
 
 
-async def _turn() -> Finding:
-    """One turn of the app in this folder, over HTTP, in a session that is deleted afterwards."""
-    sys.path.insert(0, os.getcwd())
-    if importlib.util.find_spec("agent_server") is None:
-        return Finding("turn", "skipped", "there is no agent_server/ in this folder")
+async def _turn(app: FastAPI, models: Models) -> Finding:
+    """One turn of the app, over HTTP, in a session that is deleted afterwards."""
+    app.state.models = models  # which is loaded, and says nothing of it
     try:
-        app = importlib.import_module("agent_server.start_server").app()
-        async with _serving(app) as url, _client(url) as client, asyncio.timeout(TURN_SECONDS):
-            session_id = str(uuid7())
-            await client.responses.create(
-                model="agent",
-                input=PROMPT,
-                extra_body={"custom_inputs": {"session_id": session_id}},
-            )
-            await client.delete(f"/sessions/{session_id}", cast_to=object)
+        async with _serving(app) as url, _client(url) as client:
+            await _make_turn(client)
     except openai.APIStatusError as error:
         body: Any = error.body
         return Finding("turn", "failed", str(body["message"]))
     except (ThreadkeepError, openai.OpenAIError, TimeoutError) as error:
         return Finding("turn", "failed", describe(error).message)
-    return Finding("turn", "ok", "a turn was made, stored and deleted")
+    return Finding("turn", "ok", "was made, stored, and deleted again")
+
+
+async def _make_turn(client: openai.AsyncOpenAI) -> None:
+    session_id = str(uuid7())
+    try:
+        async with asyncio.timeout(TURN_SECONDS):
+            await client.responses.create(
+                model="agent",
+                input=PROMPT,
+                extra_body={"custom_inputs": {"session_id": session_id}},
+            )
+    except (openai.OpenAIError, TimeoutError):
+        with suppress(openai.OpenAIError):  # it may not be there
+            await client.delete(f"/sessions/{session_id}", cast_to=object)
+        raise
+    await client.delete(f"/sessions/{session_id}", cast_to=object)
 
 
 def _client(url: str) -> openai.AsyncOpenAI:
-    headers = {"X-Forwarded-User": "threadkeep-doctor"}  # read only behind a proxy
-    return openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, default_headers=headers)
+    return openai.AsyncOpenAI(
+        base_url=url,
+        api_key="none",
+        max_retries=0,
+        default_headers={"X-Forwarded-User": "threadkeep-doctor"},  # read only behind a proxy
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=False),  # no proxy to this machine
+    )
+
+
+class _Server(uvicorn.Server):
+    """Leaves Ctrl-C to whoever runs the doctor."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
 
 
 @asynccontextmanager
-async def _serving(app: Any) -> AsyncIterator[str]:
-    config = uvicorn.Config(app, log_config=None, log_level="error")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started and not serving.done():  # noqa: ASYNC110 - all that it tells
-            await asyncio.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        await serving
+async def _serving(app: FastAPI) -> AsyncIterator[str]:
+    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    server = _Server(config)
+    # Not by the server, which would keep to itself why the app does not start.
+    async with app.router.lifespan_context(app):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                await serving
 
 
 def _skipped(name: str) -> Finding:
