@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,11 +119,27 @@ def lakebase(running_lakebase: LakebaseStandIn) -> Iterator[LakebaseStandIn]:
 
 
 @pytest.fixture
-def workspace(lakebase: LakebaseStandIn, monkeypatch: pytest.MonkeyPatch) -> LakebaseStandIn:
-    """The stand-in, with the environment of this process leading to its workspace."""
+def workspace(
+    lakebase: LakebaseStandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> LakebaseStandIn:
+    """The stand-in, and an environment that says no more than how to log in there."""
+    for name in os.environ:
+        if name.startswith(("DATABRICKS_", "LAKEBASE_", "PG", "ARM_")):
+            monkeypatch.delenv(name)
     for name in ("DATABRICKS_HOST", "DATABRICKS_TOKEN"):
         monkeypatch.setenv(name, lakebase.environment()[name])
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
     return lakebase
+
+
+@pytest.fixture
+def as_service_principal(workspace: LakebaseStandIn, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment of an app; gives the client id."""
+    client_id, secret = workspace.service_principal
+    monkeypatch.delenv("DATABRICKS_TOKEN")
+    monkeypatch.setenv("DATABRICKS_CLIENT_ID", client_id)
+    monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", secret)
+    return client_id
 
 
 @pytest.fixture(params=["sqlite", "postgres", "lakebase"])

@@ -285,7 +285,8 @@ def test_no_source_imports_weights_and_only_the_child_imports_llama_cpp() -> Non
     for source in [
         *SOURCES.glob("src/**/*.py"),
         *SOURCES.glob("agent_server/**/*.py"),
-        *SOURCES.glob("benchmarks/**/*.py"),
+        *SOURCES.glob("benchmarks/*.py"),
+        *SOURCES.glob("benchmarks/databricks_openai/*.py"),  # beside an environment of its own
     ]:
         for name in imported(source):
             importers.setdefault(name.partition(".")[0], set()).add(source.name)
