@@ -1,7 +1,7 @@
 """The `threadkeep` command: what is done to a database, beside serving from it.
 
 Exit codes: 0 it is done, or well; 1 a check failed; 2 it could not be done, and one line says why;
-130 for Ctrl-C.
+130 for Ctrl-C. What takes long to import is imported by the command that needs it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,13 @@ from typing import Any, ParamSpec
 from urllib.parse import unquote, urlsplit
 
 import click
-from dotenv import load_dotenv
 
-from threadkeep.adoption import Adoption, PeerTables
 from threadkeep.connect import connect, connect_postgres
-from threadkeep.doctor import examine
 from threadkeep.errors import DatabasePermissionError, NotFoundError, ThreadkeepError
-from threadkeep.failures import log_fault
 from threadkeep.migrate import RELEASE
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import grants
-from threadkeep.settings import DatabaseSettings
+from threadkeep.settings import DatabaseSettings, load_env
 
 P = ParamSpec("P")
 
@@ -36,29 +32,15 @@ _SHOWN = 10
 
 _INTERRUPTED = 130
 
-_LETS_IN = """
-SELECT has_database_privilege(r.oid, current_database(), 'CONNECT')
-       AND has_schema_privilege(r.oid, n.oid, 'USAGE')
-       AND NOT EXISTS (
-         SELECT FROM pg_class c
-         WHERE c.relnamespace = n.oid AND c.relkind = 'r' AND NOT (
-           has_table_privilege(r.oid, c.oid, 'SELECT')
-           AND has_table_privilege(r.oid, c.oid, 'INSERT')
-           AND has_table_privilege(r.oid, c.oid, 'UPDATE')
-           AND has_table_privilege(r.oid, c.oid, 'DELETE'))) AS lets_in
-FROM pg_roles r, pg_namespace n WHERE r.rolname = :role AND n.nspname = :schema
-"""
-"""Whether a role has all that `grant` gives; no row where there is no such role."""
-
 
 def _command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
-    """Runs it, with `.env` read; ends with its exit code, or with one line that says what failed."""
+    """Runs it, with `.env` read; ends with its exit code, or with one line on what failed."""
 
     @wraps(work)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         _set_up_logs()
         try:
-            load_dotenv(Path.cwd() / ".env")
+            load_env(Path.cwd())
             code = asyncio.run(work(*args, **kwargs))
         except ThreadkeepError as error:
             click.echo(f"threadkeep: {error}", err=True)
@@ -68,6 +50,8 @@ def _command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
         except BrokenPipeError:  # whoever read has gone; click knows how to end then
             raise
         except Exception as error:  # noqa: BLE001 - its words may hold secrets
+            from threadkeep.failures import log_fault
+
             log_fault("threadkeep", error)
             click.echo("threadkeep: a fault in Threadkeep itself. Please report it.", err=True)
             code = 2
@@ -123,6 +107,8 @@ async def doctor(no_turn: bool) -> int:
     """Check settings, login, database, rights, agent and model, and make a turn of the app in this
     folder; say what to do about each failure. Exit code 1 when something failed.
     """
+    from threadkeep.doctor import examine
+
     failed = False
     async for result in examine(os.environ, with_turn=not no_turn):
         mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "skip"}[result.outcome]
@@ -161,23 +147,21 @@ async def grant(role: str, run: bool) -> int:
 async def _run_grants(database: PostgresDatabase, role: str, sql: list[str]) -> None:
     """Runs them, and sees that they did it: Postgres only warns where it grants nothing."""
     await database.open()
-    database.define("lets_in", _LETS_IN)
-    if not await database.call("lets_in", role=role, schema=database.schema):
+    found = await database.rights_of(role)
+    if found is None:
         raise NotFoundError(
             f"There is no role {role} in the database. That of a Databricks App is made when it is "
             "deployed with the `database` resource."
         )
-    try:
+    if found["may_grant"]:
         for line in sql:
             await database.execute(line)
-        lets_in = (await database.call("lets_in", role=role, schema=database.schema))[0]["lets_in"]
-    except DatabasePermissionError:
-        lets_in = False
-    if not lets_in:
+        found = await database.rights_of(role)
+    if not (found and found["may_grant"] and found["lets_in"]):
         who = await database.whoami()
         raise DatabasePermissionError(
-            f"Permission denied: {who['role']} does not own the schema {database.schema}. Let its "
-            "owner do it, or run the SQL that is shown without --run."
+            f"Permission denied: {who['role']} does not own the schema {database.schema} and all "
+            "its tables. Let their owner do it, or run the SQL that is shown without --run."
         )
 
 
@@ -207,6 +191,8 @@ async def import_sessions(
 
     It may be run again: sessions that are known here are compared, and left alone.
     """
+    from threadkeep.adoption import Adoption, PeerTables
+
     database = connect_postgres()
     counts = dict.fromkeys(("adopted", "same", "different", "empty", "unusable"), 0)
     different: list[str] = []

@@ -36,6 +36,7 @@ from threadkeep.postgres import PostgresDatabase
 from threadkeep.server import AgentContext, ResponsesRequest
 from threadkeep.server.identity import check_exposure
 from threadkeep.settings import Settings
+from threadkeep.workspace import GRANT
 
 PROMPT = "Reply with the one word: ok"
 """What the model is asked."""
@@ -44,16 +45,6 @@ TURN_SECONDS = 120
 """How long an answer may take."""
 
 _LAKEBASE_STEPS = ("workspace", "instance", "token")
-
-_MAY_CHANGE = """
-DO $check$ BEGIN
-  IF EXISTS (
-    SELECT FROM pg_namespace
-    WHERE nspname = '{schema}' AND NOT has_schema_privilege(oid, 'CREATE')
-  ) THEN RAISE insufficient_privilege; END IF;
-END $check$
-"""
-"""Fails for a role that may not change a schema that is there."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,7 @@ async def _look_at_all(settings: Settings, database: Database) -> AsyncIterator[
     if not well:
         yield _skipped("database")
     elif isinstance(database, PostgresDatabase):
-        async for finding in _look_at_postgres(database):
+        async for finding in _look_at_postgres(database, settings.uses_lakebase):
             yield finding
     else:
         yield await _look_at_sqlite(database)
@@ -140,7 +131,9 @@ async def _look_at_lakebase(lakebase: Lakebase) -> AsyncIterator[Finding]:
             yield _skipped(name)
 
 
-async def _look_at_postgres(database: PostgresDatabase) -> AsyncIterator[Finding]:
+async def _look_at_postgres(
+    database: PostgresDatabase, is_lakebase: bool
+) -> AsyncIterator[Finding]:
     try:
         who, grants = await database.whoami(), await database.missing_grants()
     except ThreadkeepError as error:
@@ -149,27 +142,27 @@ async def _look_at_postgres(database: PostgresDatabase) -> AsyncIterator[Finding
     tls = "with TLS" if who["tls"] else "without TLS"
     yield Finding("database", "ok", f"Postgres {who['version']} {tls}, as {who['role']}")
     if grants:
-        lines = ["Permission denied: the role lacks rights. Let an owner run:", *grants]
+        remedy = f"{GRANT}. Let an owner run:" if is_lakebase else "Let an owner run:"
+        lines = [f"Permission denied: the role lacks a right. {remedy}", *grants]
         yield Finding("grants", "failed", "\n".join(lines))
         yield _skipped("schema")
         return
     yield Finding("grants", "ok", "the role has all that it needs")
-    yield await _look_at_schema(database)
+    yield await _look_at_schema(database, who["may_change"])
 
 
-async def _look_at_schema(database: PostgresDatabase) -> Finding:
+async def _look_at_schema(database: PostgresDatabase, may_change: bool) -> Finding:
     try:
         missing = await database.pending()
-        if missing:
-            await database.execute(_MAY_CHANGE.format(schema=database.schema.replace("'", "''")))
     except ThreadkeepError as error:
         return Finding("schema", "failed", str(error))
-    if missing:
-        lacks = ", ".join(missing)
-        message = f"not up to date ({lacks}); start-app does that, or: threadkeep migrate"
-    else:
-        message = f"{database.schema} is up to date"
-    return Finding("schema", "ok", message)
+    if not missing:
+        return Finding("schema", "ok", f"{database.schema} is up to date")
+    message = f"not up to date ({', '.join(missing)})"
+    if may_change:
+        return Finding("schema", "ok", f"{message}; start-app does that, or: threadkeep migrate")
+    remedy = "this role may not change it. Let its owner run: threadkeep migrate"
+    return Finding("schema", "failed", f"{message}, and {remedy}")
 
 
 async def _look_at_sqlite(database: Database) -> Finding:
@@ -182,7 +175,8 @@ async def _look_at_sqlite(database: Database) -> Finding:
 
 def _look_at_agent() -> tuple[Finding, FastAPI | None]:
     """Makes the app in this folder, and its agent; tells where the code of either fails."""
-    sys.path.insert(0, os.getcwd())
+    if sys.path[0] != os.getcwd():
+        sys.path.insert(0, os.getcwd())
     if importlib.util.find_spec("agent_server") is None:
         return Finding("agent", "skipped", "there is no agent_server/ in this folder"), None
     try:
@@ -247,6 +241,10 @@ async def _turn(app: FastAPI, models: Models) -> Finding:
 
 async def _make_turn(client: openai.AsyncOpenAI) -> None:
     session_id = str(uuid7())
+
+    async def delete() -> None:
+        await client.delete(f"/sessions/{session_id}", cast_to=object)
+
     try:
         async with asyncio.timeout(TURN_SECONDS):
             await client.responses.create(
@@ -254,11 +252,11 @@ async def _make_turn(client: openai.AsyncOpenAI) -> None:
                 input=PROMPT,
                 extra_body={"custom_inputs": {"session_id": session_id}},
             )
-    except (openai.OpenAIError, TimeoutError):
+    except BaseException:  # Ctrl-C too
         with suppress(openai.OpenAIError):  # it may not be there
-            await client.delete(f"/sessions/{session_id}", cast_to=object)
+            await delete()
         raise
-    await client.delete(f"/sessions/{session_id}", cast_to=object)
+    await delete()
 
 
 def _client(url: str) -> openai.AsyncOpenAI:

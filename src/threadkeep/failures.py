@@ -101,8 +101,13 @@ def _of_the_agent(error: BaseException) -> Failure:
 
 
 def _of_the_model(error: openai.OpenAIError) -> str:
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+    if isinstance(error, openai.AuthenticationError):
         return "The model's server refused the key. Check OPENAI_API_KEY, or the Databricks login."
+    if isinstance(error, openai.PermissionDeniedError):
+        return (
+            "The model's server does not let this key use the model. A serving endpoint needs "
+            "CAN_QUERY for whoever asks."
+        )
     if isinstance(error, openai.RateLimitError):
         return "The model's server takes no more requests for now. Try again later."
     if isinstance(error, openai.NotFoundError):

@@ -44,12 +44,6 @@ STATEMENT_SECONDS = 30.0
 _CONNECT_SECONDS = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 
-_WHOAMI = """
-SELECT current_user AS role, current_database() AS database,
-       current_setting('server_version') AS version,
-       (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls
-"""
-
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 
 _LOST = (
@@ -175,8 +169,12 @@ class PostgresDatabase:
         return await self._attempt(lambda c: postgres_schema.missing_grants(c, self._schema))
 
     async def whoami(self) -> Row:
-        """How we are connected: `role`, `database`, `version` of the server, `tls` or not."""
-        return await self._attempt(lambda c: c.fetchrow(_WHOAMI))
+        """How we are connected: `role`, `version` of the server, `tls`; whether we `may_change`."""
+        return await self._attempt(lambda c: postgres_schema.whoami(c, self._schema))
+
+    async def rights_of(self, role: str) -> Row | None:
+        """Whether a role is let in (`lets_in`), and we `may_grant` that; None: there is no such."""
+        return await self._attempt(lambda c: postgres_schema.rights_of(c, self._schema, role))
 
     async def execute(self, sql: str) -> None:
         """Runs SQL that has no parameters and no result.

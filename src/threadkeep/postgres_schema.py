@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from threadkeep.database import Row
 from threadkeep.errors import DatabasePermissionError, DatabaseUnavailableError
 from threadkeep.migrate import RELEASE, Migration, load_migrations, pending
 
@@ -30,6 +31,29 @@ SELECT current_user AS role, current_database() AS database, n.oid IS NOT NULL A
            AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
        ) AS lacks_tables
 FROM (SELECT) AS always LEFT JOIN pg_namespace n ON n.nspname = $1
+"""
+
+
+_WHOAMI = """
+SELECT current_user AS role, current_setting('server_version') AS version,
+       (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls,
+       CASE WHEN n.oid IS NULL THEN has_database_privilege(current_database(), 'CREATE')
+            ELSE has_schema_privilege(n.oid, 'CREATE') END AS may_change
+FROM (SELECT) AS always LEFT JOIN pg_namespace n ON n.nspname = $1
+"""
+
+_RIGHTS = """
+SELECT pg_has_role(n.nspowner, 'USAGE') AS may_grant,
+       has_database_privilege(r.oid, current_database(), 'CONNECT')
+       AND has_schema_privilege(r.oid, n.oid, 'USAGE')
+       AND NOT EXISTS (
+         SELECT FROM pg_class c
+         WHERE c.relnamespace = n.oid AND c.relkind = 'r' AND NOT (
+           has_table_privilege(r.oid, c.oid, 'SELECT')
+           AND has_table_privilege(r.oid, c.oid, 'INSERT')
+           AND has_table_privilege(r.oid, c.oid, 'UPDATE')
+           AND has_table_privilege(r.oid, c.oid, 'DELETE'))) AS lets_in
+FROM pg_roles r, pg_namespace n WHERE r.rolname = $1 AND n.nspname = $2
 """
 
 
@@ -59,6 +83,18 @@ def grants(role: str, database: str, schema: str) -> list[str]:
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {where} "
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {to};",
     ]
+
+
+async def whoami(connection: Any, schema: str) -> Row:
+    """How a connection is connected: see `PostgresDatabase.whoami`."""
+    row: Row = await connection.fetchrow(_WHOAMI, schema)
+    return row
+
+
+async def rights_of(connection: Any, schema: str, role: str) -> Row | None:
+    """What a role may do with a schema that is there: see `PostgresDatabase.rights_of`."""
+    row: Row | None = await connection.fetchrow(_RIGHTS, role, schema)
+    return row
 
 
 async def missing(connection: Any, schema: str) -> list[Migration]:
@@ -138,8 +174,8 @@ async def lacking_rights(connection: Any, schema: str, words: str) -> DatabasePe
     sql = await missing_grants(connection, schema)
     if sql:
         return DatabasePermissionError(f"{words} Let an owner run: {' '.join(sql)}")
-    return DatabasePermissionError(  # it may use what is there, and yet not change the schema
-        f"{words} This role may not change the schema {schema}. Let its owner run: "
+    return DatabasePermissionError(  # it may use what is there
+        f"Permission denied: this role may not change the schema {schema}. Let its owner run: "
         "threadkeep migrate"
     )
 

@@ -6,11 +6,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, Self
 
+from dotenv import load_dotenv
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from threadkeep.errors import SettingsError
+
+
+def load_env(folder: Path) -> None:
+    """Reads a folder's `.env` into the environment; what is set there already stays.
+
+    Raises:
+        SettingsError: It can't be read.
+    """
+    try:
+        load_dotenv(folder / ".env")
+    except UnicodeDecodeError as error:
+        raise SettingsError("The file .env is not in UTF-8. Save it anew, as UTF-8.") from error
 
 
 class DatabaseSettings(BaseModel):

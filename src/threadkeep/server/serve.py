@@ -11,17 +11,16 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import uvicorn
-from dotenv import load_dotenv
 from fastapi import FastAPI
 
 from threadkeep.connect import connect
 from threadkeep.errors import SettingsError, ThreadkeepError
 from threadkeep.migrate import RELEASE
 from threadkeep.server.identity import check_exposure
-from threadkeep.settings import Settings
+from threadkeep.settings import Settings, load_env
 
 STOP_SECONDS = 5
 """How long requests may go on when the server is told to stop."""
@@ -39,8 +38,11 @@ def serve(
         arguments: Of the command line.
         page: False: as if `--no-ui` was given.
     """
-    load_dotenv(folder / ".env")
     options = _options(arguments)
+    try:
+        load_env(folder)
+    except ThreadkeepError as error:
+        _give_up(error)
     for variable in ("host", "port", "workers"):
         if getattr(options, variable) is not None:
             os.environ[variable.upper()] = str(getattr(options, variable))
@@ -55,12 +57,16 @@ def serve(
         app: FastAPI = getattr(importlib.import_module(module), name)()
         listener = _listen(settings)
     except ThreadkeepError as error:
-        print(f"start-app: {error}", file=sys.stderr)
-        sys.exit(2)
+        _give_up(error)
     _set_up_logs(settings)
     _print_banner(settings, app, listener, page)
     with listener:
         _run(app, f"{module}:{name}", folder, options.reload, settings, listener)
+
+
+def _give_up(error: ThreadkeepError) -> NoReturn:
+    print(f"start-app: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _set_up_logs(settings: Settings) -> None:
