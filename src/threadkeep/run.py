@@ -26,10 +26,11 @@ from threadkeep.errors import (
     RunTimeoutError,
     SessionNotFoundError,
 )
-from threadkeep.event_log import EventLog
 from threadkeep.failures import STOPPED, Failure, describe, log_fault
 from threadkeep.history import json_text
 from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
+from threadkeep.run_log import RunLog
+from threadkeep.session import Session
 from threadkeep.turn import TurnSession
 from threadkeep.turn_line import TurnLine
 
@@ -104,7 +105,7 @@ class Run:
         self._created_at = int(time.time())
         self._events: list[Event] = []
         self._news = asyncio.Event()
-        self._log = EventLog(database, self.run_id, self._events)
+        self._log = RunLog(database, self.run_id, request.session_id, request.owner, self._events)
         self._converter = ResponseEvents()
         self._usage: Usage | None = None
         self._admitted: Admitted | None = None
@@ -212,7 +213,7 @@ class Run:
         if self._turn_task.cancelled():
             if self._end_asked != "cancelled":
                 self.failure = STOPPED
-            await self._keep_what_was_said()
+            self._keep_what_was_said()
             return "failed" if self.failure else "cancelled"
         error = self._turn_task.exception()
         if error is not None:
@@ -269,7 +270,9 @@ class Run:
         else:
             self._admitted = await look(*where, request.items)
         self._session = TurnSession(
-            *where, self._admitted.base, run_id=self.run_id, store=request.store
+            Session(request.session_id, database=self._database, owner=request.owner or None),
+            self._admitted.base,
+            self._log if request.store else None,
         )
         self._start_storing()
         self.status = "in_progress"
@@ -301,17 +304,12 @@ class Run:
         elif not self._converter.output:
             raise ModelError("The model gave no answer.")
 
-    async def _keep_what_was_said(self) -> None:
+    def _keep_what_was_said(self) -> None:
         """A turn that was stopped keeps what the agent had said and the Runner had not stored."""
         self._emit(*self._converter.stop())
         if self._session is None or not self.request.store:
             return
-        said = self._converter.messages()[self._session.messages_stored :]
-        if said:
-            try:
-                await self._session.append(said)
-            except (DatabaseError, RunLostError) as error:
-                self._fail(error)
+        self._session.append(self._converter.messages()[self._session.messages_added :])
 
     async def _take_back(self) -> None:
         """A turn that failed before a tool had started leaves the session as it was."""
@@ -319,6 +317,7 @@ class Run:
         if self._admitted is None or self._converter.tool_started or not self.request.store:
             return
         request = self.request
+        self._log.drop_items()
         try:
             await take_back(
                 self._database, request.session_id, request.owner, self.run_id, self._admitted
@@ -342,7 +341,7 @@ class Run:
             final = self._final() | {"sequence_number": len(self._events)}
             try:
                 await self._log.finish(status, final)
-            except DatabaseError as error:
+            except (DatabaseError, RunLostError) as error:
                 self._fail(error)
                 status = "failed"
         self._tell_end(status)

@@ -13,9 +13,9 @@ from typing import Any
 
 from threadkeep.database import Database
 from threadkeep.errors import ResponseNotFoundError, ServerStoppingError
-from threadkeep.event_log import UNFINISHED, find_run, follow_stored, stored_response
 from threadkeep.response_events import Event
 from threadkeep.run import Run, RunRequest
+from threadkeep.run_log import UNFINISHED, find_run, follow_stored, stored_response
 from threadkeep.turn_line import TurnLine
 
 

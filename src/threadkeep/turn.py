@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from agents import RunContextWrapper, SessionSettings, TResponseInputItem
 
-from threadkeep.database import Database
-from threadkeep.errors import InvalidInputError, ModelError, RunLostError
+from threadkeep.errors import InvalidInputError, ModelError
 from threadkeep.history import encode_items
 from threadkeep.response_events import PLACEHOLDER_ID, with_id
 from threadkeep.session import Session, text_of
@@ -157,102 +156,92 @@ def _canonical(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
+class ItemLog(Protocol):
+    """Where the items of a run go, to be stored by and by."""
+
+    def add_items(self, items: Sequence[str]) -> None:
+        """Takes items, as JSON."""
+        ...
+
+    async def flush(self) -> None:
+        """Stores what it has taken.
+
+        Raises:
+            RunLostError: The run has lost its session; nothing was written.
+        """
+        ...
+
+
 class TurnSession:
     """The Session that the Runner gets for one run: its input is stored already.
 
     Args:
-        database: Where the session lies.
-        session_id: The conversation.
-        owner: Whose it is; '' is nobody's.
+        session: The session itself.
         base: The items before this turn.
-        run_id: Must have the session for anything to be written.
-        store: False: nothing is written, for requests with `store: false`.
+        log: Takes what the run adds. None: nothing is stored, for requests with `store: false`.
 
     Attributes:
-        messages_stored: How many messages of the agent the Runner has stored in this turn.
+        messages_added: How many messages of the agent the Runner has added in this turn.
     """
 
     def __init__(
-        self,
-        database: Database,
-        session_id: str,
-        owner: str,
-        base: list[TResponseInputItem],
-        *,
-        run_id: str,
-        store: bool,
+        self, session: Session, base: list[TResponseInputItem], log: ItemLog | None
     ) -> None:
-        self.session_id = session_id
+        self.session_id = session.session_id
         self.session_settings: SessionSettings | None = None
-        self.messages_stored = 0
-        self._database = database
-        self._owner = owner
-        self._session = Session(session_id, database=database, owner=owner or None)
-        self._base: list[TResponseInputItem] | None = base
-        self._run_id = run_id
-        self._store = store
-        self._input_comes = store
+        self.messages_added = 0
+        self._session = session
+        self._items = list(base)
+        self._log = log
+        self._input_comes = True
 
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> list[TResponseInputItem]:
-        """The items before this turn; once it has begun to write, those of the session."""
-        if self._base is not None:
-            return self._base if limit is None else self._base[max(0, len(self._base) - limit) :]
-        return await self._session.get_items(limit)
+        """The items before this turn, and what the Runner has added."""
+        return self._items[0 if limit is None else max(0, len(self._items) - limit) :]
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
     ) -> None:
-        """Stores items of the run. The Runner's first batch is its input, which is stored.
+        """Takes items of the run. The Runner's first batch is its input, which is stored.
 
         Raises:
-            RunLostError: The run has lost its session; nothing was written.
-            ModelError: The model gave an item that can't be stored; nothing was written.
+            ModelError: The model gave an item that can't be stored.
         """
         if self._input_comes:
             self._input_comes = False
-        elif self._store:
-            self._base = None
-            await self.append([_with_own_id(item) for item in items])
-            self.messages_stored += sum(item.get("role") == "assistant" for item in items)
-        elif self._base is not None:
-            self._base = self._base + items
+            self._items += items
+        else:
+            self.append([_with_own_id(item) for item in items])
+            self.messages_added += sum(item.get("role") == "assistant" for item in items)
 
-    async def append(self, items: list[TResponseInputItem]) -> None:
-        """Stores items of the run, whichever. Raises as `add_items` does."""
-        try:
-            encoded = encode_items(items)
-        except InvalidInputError as error:
-            raise ModelError("The model gave an item that can't be stored.") from error
-        rows = await self._database.call(
-            "append_run_items",
-            session_id=self.session_id,
-            owner=self._owner,
-            run_id=self._run_id,
-            items=encoded,
-        )
-        if not rows:
-            raise RunLostError
+    def append(self, items: list[TResponseInputItem]) -> None:
+        """Takes items of the run, whichever. Raises as `add_items` does."""
+        if self._log is not None:
+            try:
+                self._log.add_items(encode_items(items))
+            except InvalidInputError as error:
+                raise ModelError("The model gave an item that can't be stored.") from error
+        self._items += items
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> TResponseInputItem | None:
         """Takes the newest item back, for the Runner's own retries."""
         self._input_comes = False
-        if not self._store:
-            return self._base.pop() if self._base else None
-        self._base = None
-        return await self._session.pop_item()
+        if self._log is not None:
+            await self._log.flush()
+            await self._session.pop_item()
+        return self._items.pop() if self._items else None
 
     async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Clears the session."""
         self._input_comes = False
-        if not self._store:
-            self._base = []
-            return
-        self._base = None
-        await self._session.clear_session()
+        self._items = []
+        if self._log is not None:
+            await self._log.flush()
+            await self._session.clear_session()
 
 
 def _with_own_id(item: TResponseInputItem) -> TResponseInputItem:

@@ -37,6 +37,7 @@ WITH head AS (
   SET seq = s.seq + cardinality(:items::text[]),
       run_id = excluded.run_id,
       run_alive_at = clock_timestamp(),
+      run_items = 0,
       title = coalesce(s.title, excluded.title),
       updated_at = clock_timestamp()
   WHERE s.owner = excluded.owner
@@ -81,26 +82,6 @@ LEFT JOIN head ON true
 LEFT JOIN known ON true
 LEFT JOIN news ON true
 ORDER BY news.seq;
-
--- name: append_run_items
--- Stores items of a run behind the newest one. No row: the run has lost its session.
-WITH done AS (
-  SELECT FROM threadkeep.items
-  WHERE :retried::boolean AND session_id = :session_id AND call_id = :call_id::bigint),
-head AS (
-  UPDATE threadkeep.sessions
-  SET seq = seq + cardinality(:items::text[]), updated_at = clock_timestamp()
-  WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id
-    AND NOT EXISTS (SELECT FROM done)
-  RETURNING epoch, seq, updated_at),
-stored AS (
-  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at, call_id)
-  SELECT :session_id, head.seq - cardinality(:items::text[]) + new.place, new.data, :run_id,
-         head.updated_at, CASE WHEN new.place = 1 THEN :call_id::bigint END
-  FROM head, unnest(:items::text[]) WITH ORDINALITY AS new (data, place))
-SELECT epoch, seq FROM head
-UNION ALL
-SELECT s.epoch, s.seq FROM threadkeep.sessions s, done WHERE s.session_id = :session_id;
 
 -- name: take_back_turn
 -- Undoes what admitted a turn, if nothing was stored since: removes the input, which lies after seq
@@ -147,49 +128,49 @@ fork_gone AS (
   DELETE FROM threadkeep.sessions WHERE session_id = :fork_id AND EXISTS (SELECT FROM undone))
 SELECT session_id FROM undone;
 
--- name: add_run_events
--- Stores events of a run that is still this process's, as a sign of life too. No row: it was lost.
+-- name: write_run
+-- What a run has to store, in one: events from number `first_seq` on; items, of which `first_item` came
+-- before; a sign of life; and with a `status` its end, which gives its session free. What is stored
+-- already is not stored again. No row: the run was lost. A session that was taken back whole is no
+-- hindrance to the end.
 WITH session AS (
-  UPDATE threadkeep.sessions SET run_alive_at = clock_timestamp()
-  WHERE run_id = :run_id
-    AND session_id = (SELECT r.session_id FROM threadkeep.runs r WHERE r.run_id = :run_id)
-  RETURNING session_id),
-alive AS (
-  UPDATE threadkeep.runs SET alive_at = clock_timestamp()
-  WHERE run_id = :run_id
-    AND (status = 'queued' OR status = 'in_progress' AND EXISTS (SELECT FROM session))
-  RETURNING cancel_requested),
-stored AS (
-  INSERT INTO threadkeep.run_events (run_id, seq, data)
-  SELECT :run_id, :first_seq::bigint + new.place - 1, new.data
-  FROM alive, unnest(:events::text[]) WITH ORDINALITY AS new (data, place)
-  ON CONFLICT DO NOTHING)
-SELECT cancel_requested FROM alive;
-
--- name: finish_run
--- Stores the last events of a run with its end, and gives its session free. No row: it was lost.
--- A session that was taken back whole is no hindrance.
-WITH session AS (
-  UPDATE threadkeep.sessions SET run_id = NULL
-  WHERE run_id = :run_id
-    AND session_id = (SELECT r.session_id FROM threadkeep.runs r WHERE r.run_id = :run_id)
-  RETURNING session_id),
-ended AS (
-  UPDATE threadkeep.runs r SET status = :status, finished_at = clock_timestamp()
+  UPDATE threadkeep.sessions
+  SET run_added = greatest(0, :first_item::bigint + cardinality(:items::text[]) - run_items),
+      seq = seq + greatest(0, :first_item::bigint + cardinality(:items::text[]) - run_items),
+      run_items = greatest(run_items, :first_item::bigint + cardinality(:items::text[])),
+      run_alive_at = clock_timestamp(),
+      run_id = CASE WHEN :status::text = '' THEN run_id END,
+      updated_at = CASE WHEN cardinality(:items::text[]) > 0 THEN clock_timestamp()
+                        ELSE updated_at END
+  WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id
+  RETURNING seq, run_added, updated_at),
+run AS (
+  UPDATE threadkeep.runs r
+  SET alive_at = clock_timestamp(),
+      status = CASE WHEN :status::text = '' THEN r.status ELSE :status::text END,
+      finished_at = CASE WHEN :status::text <> '' THEN clock_timestamp() END
   WHERE r.run_id = :run_id
     AND (r.status = 'queued' OR r.status = 'in_progress' AND (
       EXISTS (SELECT FROM session)
-      OR NOT EXISTS (SELECT 1 FROM threadkeep.sessions s WHERE s.session_id = r.session_id)))
-  RETURNING r.status),
+      OR :status::text <> '' AND NOT EXISTS (
+        SELECT 1 FROM threadkeep.sessions s WHERE s.session_id = r.session_id)))
+  RETURNING r.cancel_requested),
 stored AS (
+  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at)
+  SELECT :session_id, session.seq - cardinality(:items::text[]) + new.place, new.data, :run_id,
+         session.updated_at
+  FROM session, unnest(:items::text[]) WITH ORDINALITY AS new (data, place)
+  WHERE new.place > cardinality(:items::text[]) - session.run_added),
+told AS (
   INSERT INTO threadkeep.run_events (run_id, seq, data)
   SELECT :run_id, :first_seq::bigint + new.place - 1, new.data
-  FROM ended, unnest(:events::text[]) WITH ORDINALITY AS new (data, place)
+  FROM run, unnest(:events::text[]) WITH ORDINALITY AS new (data, place)
   ON CONFLICT DO NOTHING)
-SELECT status FROM ended
+SELECT cancel_requested FROM run
 UNION ALL
-SELECT r.status FROM threadkeep.runs r JOIN threadkeep.run_events e ON e.run_id = r.run_id
-WHERE :retried::boolean AND r.run_id = :run_id AND r.status = :status
+SELECT r.cancel_requested
+FROM threadkeep.runs r JOIN threadkeep.run_events e ON e.run_id = r.run_id
+WHERE :retried::boolean AND :status::text <> '' AND r.run_id = :run_id AND r.status = :status::text
   AND e.seq = :first_seq::bigint + cardinality(:events::text[]) - 1
   AND e.data = (:events::text[])[cardinality(:events::text[])];
 

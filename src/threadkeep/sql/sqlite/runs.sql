@@ -21,6 +21,7 @@ UPDATE sessions
 SET seq = seq + json_array_length(:items),
     run_id = :run_id,
     run_alive_at = (SELECT now FROM clock),
+    run_items = 0,
     title = coalesce(title, :title),
     updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner
@@ -52,18 +53,6 @@ LEFT JOIN items i
 WHERE s.session_id = :session_id
 ORDER BY i.seq;
 
--- name: append_run_items
--- Stores items of a run behind the newest one. No row: the run has lost its session.
-UPDATE sessions
-SET seq = seq + json_array_length(:items), updated_at = (SELECT now FROM clock)
-WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id;
-INSERT INTO items (session_id, seq, data, run_id, created_at)
-SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
-FROM sessions s, json_each(:items) j
-WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id;
-SELECT epoch, seq FROM sessions
-WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id;
-
 -- name: take_back_turn
 -- Undoes what admitted a turn, if nothing was stored since: removes the input, which lies after seq
 -- `keep`; puts back from the fork what was cut off for it, and removes that fork; removes a session
@@ -92,35 +81,43 @@ WHERE session_id = :fork_id
 DELETE FROM sessions
 WHERE session_id = :session_id AND epoch = :new_epoch AND seq = 0 AND :made = 1;
 
--- name: add_run_events
--- Stores events of a run that is still this process's, as a sign of life too. No row: it was lost.
+-- name: write_run
+-- What a run has to store, in one: events from number `first_seq` on; items, of which `first_item` came
+-- before; a sign of life; and with a `status` its end, which gives its session free. What is stored
+-- already is not stored again. No row: the run was lost. A session that was taken back whole is no
+-- hindrance to the end.
+INSERT INTO items (session_id, seq, data, run_id, created_at)
+SELECT s.session_id, s.seq + j.key + 1 + :first_item - s.run_items, j.value, :run_id,
+       (SELECT now FROM clock)
+FROM sessions s, json_each(:items) j
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id
+  AND :first_item + j.key >= s.run_items;
+UPDATE sessions
+SET seq = seq + max(0, :first_item + json_array_length(:items) - run_items),
+    run_items = max(run_items, :first_item + json_array_length(:items)),
+    run_alive_at = (SELECT now FROM clock),
+    updated_at = CASE WHEN json_array_length(:items) > 0 THEN (SELECT now FROM clock)
+                      ELSE updated_at END
+WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT r.run_id, :first_seq + j.key, j.value
 FROM runs r, json_each(:events) j
 WHERE r.run_id = :run_id
-  AND (r.status = 'queued' OR r.status = 'in_progress' AND EXISTS (
-    SELECT 1 FROM sessions s WHERE s.session_id = r.session_id AND s.run_id = r.run_id));
-UPDATE sessions SET run_alive_at = (SELECT now FROM clock)
-WHERE session_id = (SELECT r.session_id FROM runs r WHERE r.run_id = :run_id) AND run_id = :run_id;
-UPDATE runs SET alive_at = (SELECT now FROM clock)
+  AND (r.status = 'queued' OR r.status = 'in_progress' AND (
+    EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.session_id AND s.run_id = r.run_id)
+    OR :status <> '' AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.session_id)));
+UPDATE runs
+SET alive_at = (SELECT now FROM clock),
+    status = CASE WHEN :status = '' THEN status ELSE :status END,
+    finished_at = CASE WHEN :status <> '' THEN (SELECT now FROM clock) END
 WHERE run_id = :run_id
-  AND (status = 'queued' OR status = 'in_progress' AND EXISTS (
-    SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id AND s.run_id = runs.run_id))
+  AND (status = 'queued' OR status = 'in_progress' AND (
+    EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id AND s.run_id = runs.run_id)
+    OR :status <> ''
+    AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id)))
 RETURNING cancel_requested;
-
--- name: finish_run
--- Stores the last events of a run with its end, and gives its session free. No row: it was lost.
--- A session that was taken back whole is no hindrance.
-UPDATE runs SET status = :status, finished_at = (SELECT now FROM clock)
-WHERE run_id = :run_id
-  AND (status = 'queued' OR status = 'in_progress' AND NOT EXISTS (
-    SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id AND s.run_id IS NOT runs.run_id))
-RETURNING status;
-INSERT OR IGNORE INTO run_events (run_id, seq, data)
-SELECT :run_id, :first_seq + j.key, j.value
-FROM json_each(:events) j WHERE changes() = 1;  -- of the update above
 UPDATE sessions SET run_id = NULL
-WHERE session_id = (SELECT r.session_id FROM runs r WHERE r.run_id = :run_id) AND run_id = :run_id;
+WHERE session_id = :session_id AND run_id = :run_id AND :status <> '';
 
 -- name: end_lost_run
 -- Ends a run whose process gave no sign of life for `stale_after` ms, with a last event.

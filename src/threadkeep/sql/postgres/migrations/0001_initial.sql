@@ -3,7 +3,8 @@
 
 -- owner '' is nobody's: what one person alone on a laptop makes.
 -- epoch is random and new after every change that is not an append; seq is that of the newest item.
--- run_id is the run that has the session; it counts only while run_alive_at is renewed.
+-- run_id is the run that has the session; it counts only while run_alive_at is renewed. run_items is how
+-- many items that run has stored behind its input, and run_added how many of them in its last write.
 CREATE TABLE threadkeep.sessions (
   session_id text PRIMARY KEY,
   owner text NOT NULL,
@@ -13,6 +14,8 @@ CREATE TABLE threadkeep.sessions (
   seq bigint NOT NULL DEFAULT 0 CHECK (seq >= 0),
   run_id text,
   run_alive_at timestamptz(3) NOT NULL DEFAULT '-infinity',
+  run_items bigint NOT NULL DEFAULT 0,
+  run_added bigint NOT NULL DEFAULT 0,
   parent_session_id text,
   created_at timestamptz(3) NOT NULL,
   updated_at timestamptz(3) NOT NULL

@@ -4,7 +4,8 @@ SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) AS now;
 
 -- owner '' is nobody's: what one person alone on a laptop makes.
 -- epoch is random and new after every change that is not an append; seq is that of the newest item.
--- run_id is the run that has the session; it counts only while run_alive_at is renewed.
+-- run_id is the run that has the session; it counts only while run_alive_at is renewed. run_items is how
+-- many items that run has stored behind its input.
 CREATE TABLE sessions (
   session_id TEXT NOT NULL PRIMARY KEY,
   owner TEXT NOT NULL,
@@ -14,6 +15,7 @@ CREATE TABLE sessions (
   seq INTEGER NOT NULL DEFAULT 0 CHECK (seq >= 0),
   run_id TEXT,
   run_alive_at INTEGER NOT NULL DEFAULT 0,
+  run_items INTEGER NOT NULL DEFAULT 0,
   parent_session_id TEXT,
   created_at INTEGER NOT NULL,
   updated_at INTEGER NOT NULL

@@ -1,4 +1,4 @@
-"""The events of runs in the database: written in batches, read by whoever follows from elsewhere.
+"""What runs store: written in batches, and read by whoever follows from elsewhere.
 
 Writing is a run's sign of life as well. A run that stays silent for too long has lost its process;
 whoever looks first says so, and what the process may still write is refused.
@@ -14,7 +14,7 @@ from typing import Any
 
 from threadkeep.admission import LOST_AFTER_MS
 from threadkeep.database import Database, Row
-from threadkeep.errors import DatabaseError, ResponseNotFoundError
+from threadkeep.errors import DatabaseError, ResponseNotFoundError, RunLostError
 from threadkeep.failures import STOPPED
 from threadkeep.history import json_text
 from threadkeep.response_events import Event
@@ -33,56 +33,91 @@ UNFINISHED = {"queued", "in_progress"}
 _FINAL_EVENTS = {"response.completed", "response.failed", "response.incomplete"}
 
 
-class EventLog:
-    """What one run of this process has stored of its events.
+class RunLog:
+    """What one run of this process has stored: its events, and its items behind the input.
+
+    Items wait until something is written anyway, for a tenth of a second at most, or for the end;
+    what waits is stored in one round trip.
 
     Args:
         database: Where.
         run_id: The run.
+        session_id: Its session.
+        owner: Whose it is; '' is nobody's.
         events: Its events, numbered from 0; the run appends to the list. The first is stored with
             the run itself.
     """
 
-    def __init__(self, database: Database, run_id: str, events: list[Event]) -> None:
+    def __init__(
+        self, database: Database, run_id: str, session_id: str, owner: str, events: list[Event]
+    ) -> None:
         self._database = database
-        self._run_id = run_id
+        self._where = {"run_id": run_id, "session_id": session_id, "owner": owner}
         self._events = events
-        self._stored = 1
+        self._events_stored = 1
+        self._items: list[str] = []
+        self._items_stored = 0
+        self._writing = asyncio.Lock()
+
+    def add_items(self, items: Sequence[str]) -> None:
+        """Takes items that are to be stored, as JSON."""
+        self._items += items
+
+    def drop_items(self) -> None:
+        """Forgets items that were not stored yet."""
+        del self._items[self._items_stored :]
 
     async def keep_up(self) -> None:
-        """Stores events as they come. Returns when the run is to stop: it was asked to, or lost."""
+        """Stores what comes. Returns when the run is to stop: it was asked to, or lost."""
         last = time.monotonic()
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            waiting = len(self._events) > self._stored
+            waiting = (
+                len(self._events) > self._events_stored or len(self._items) > self._items_stored
+            )
             if waiting or time.monotonic() - last >= HEARTBEAT_SECONDS:
                 last = time.monotonic()
-                if await self._flush():
+                try:
+                    rows = await self._write()
+                except DatabaseError:
+                    continue  # the next one tries again; the last one tells
+                if not rows or rows[0]["cancel_requested"]:
                     return
 
+    async def flush(self) -> None:
+        """Stores what is left.
+
+        Raises:
+            RunLostError: The run has lost its session; nothing was written.
+        """
+        if not await self._write():
+            raise RunLostError
+
     async def finish(self, status: str, final: Event) -> None:
-        """Stores what is left, the last event and the end of the run, together."""
-        await self._write("finish_run", [final], status=status)
+        """Stores what is left, the last event and the end of the run, together.
 
-    async def _flush(self) -> bool:
-        try:
-            rows = await self._write("add_run_events")
-        except DatabaseError:
-            return False  # the next one tries again; the last one tells
-        return not rows or bool(rows[0]["cancel_requested"])
+        Raises:
+            RunLostError: The run has lost its session; nothing was written.
+        """
+        if not await self._write(final, status=status):
+            raise RunLostError
 
-    async def _write(self, statement: str, more: Sequence[Event] = (), **values: str) -> list[Row]:
-        until = len(self._events)
-        events = [*self._events[self._stored : until], *more]
-        rows = await self._database.call(
-            statement,
-            run_id=self._run_id,
-            first_seq=self._stored,
-            events=[json_text(event) for event in events],
-            **values,
-        )
-        self._stored = until
-        return rows
+    async def _write(self, *more: Event, status: str = "") -> list[Row]:
+        async with self._writing:
+            until, count = len(self._events), len(self._items)
+            events = [*self._events[self._events_stored : until], *more]
+            rows = await self._database.call(
+                "write_run",
+                **self._where,
+                first_seq=self._events_stored,
+                events=[json_text(event) for event in events],
+                first_item=self._items_stored,
+                items=self._items[self._items_stored : count],
+                status=status,
+            )
+            if rows:
+                self._events_stored, self._items_stored = until, count
+            return rows
 
 
 async def find_run(database: Database, run_id: str, owner: str) -> Row:
