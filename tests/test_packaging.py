@@ -13,18 +13,25 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-# What needs the embedded model, a browser, or this very environment is shown once, elsewhere.
+# What needs the embedded model, a browser or this very checkout, or has nothing to do with the Agents
+# SDK, is shown once, elsewhere.
 ELSEWHERE = [
     "test_checks.py",
-    "test_packaging.py",
-    "test_page.py",
-    "test_local_model.py",
-    "test_local_weights.py",
-    "test_local_request.py",
+    "test_commands.py",
     "test_deployment.py",
     "test_docs.py",
     "test_faults.py",
+    "test_lakebase.py",
+    "test_lakebase_errors.py",
     "test_lakebase_stand_in.py",
+    "test_local_model.py",
+    "test_local_request.py",
+    "test_local_weights.py",
+    "test_markdown.py",
+    "test_packaging.py",
+    "test_page.py",
+    "test_postgres.py",
+    "test_troubleshooting.py",
 ]
 
 

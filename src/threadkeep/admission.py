@@ -69,6 +69,8 @@ async def admit(
     run_id: str,
     items: Sequence[TResponseInputItem],
     *,
+    idempotency_key: str | None,
+    request_hash: str,
     created: str,
     on_busy: Callable[[], Awaitable[None]],
 ) -> Admitted:
@@ -81,17 +83,26 @@ async def admit(
         run_id: The run that the items belong to.
         items: The request. Where it tells another conversation than the one stored, the old one is
             kept as a fork.
+        idempotency_key: Of the request, if it has one.
+        request_hash: Of all that the client has sent.
         created: The first event of the run, as JSON.
         on_busy: Called each time that another process has the session.
 
     Raises:
         SessionNotFoundError: The session is another owner's; nothing was written.
         InvalidInputError: The request can't be stored; nothing was written.
+        DuplicateError: There is a run with this key already; nothing was written.
     """
     while True:
         room = await _make_room(database, session_id, owner, items)
         if room is not None:
-            begun = await _begin(database, session_id, owner, run_id, created, *room)
+            run = {
+                "run_id": run_id,
+                "idempotency_key": idempotency_key,
+                "request_hash": request_hash,
+                "created": created,
+            }
+            begun = await _begin(database, session_id, owner, run, *room)
             if begun is not None:
                 return begun
         await on_busy()
@@ -151,8 +162,7 @@ async def _begin(
     database: Database,
     session_id: str,
     owner: str,
-    run_id: str,
-    created: str,
+    run: dict[str, str | None],
     new: list[TResponseInputItem],
     fork_id: str,
 ) -> Admitted | None:
@@ -163,8 +173,7 @@ async def _begin(
         "begin_turn",
         session_id=session_id,
         owner=owner,
-        run_id=run_id,
-        created=created,
+        **run,
         items=encode_items(new, "input"),
         title=title_of(new),
         **asdict(known.position),

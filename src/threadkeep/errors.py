@@ -52,6 +52,15 @@ class ConflictError(ThreadkeepError):
     """Somebody else changed the same thing first. Read it again, then decide."""
 
 
+class IdempotencyKeyError(ConflictError):
+    """The Idempotency-Key was used for another request. Use a new one for each."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was used for another request. Use a new one for each."
+        )
+
+
 class RunLostError(ConflictError):
     """The session was deleted or taken over while this answer was being made. Ask again."""
 
@@ -97,6 +106,10 @@ class WorkspaceError(DatabaseUnavailableError):
 
 class DatabaseBusyError(DatabaseError):
     """Another process holds the database for longer than we wait. Try again."""
+
+
+class DuplicateError(DatabaseError):
+    """What was to be stored is there already: somebody else did it at the same moment."""
 
 
 class ClosedError(ThreadkeepError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import openai
@@ -53,6 +54,27 @@ class Failure:
 STOPPED = Failure(
     503, "server_stopped", "The server stopped before the answer was done. Send it again."
 )
+
+
+_STATUS = {
+    "not_found": 404,
+    "conflict": 409,
+    "guardrail_tripped": 422,
+    "agent_error": 500,
+    "database_unavailable": 503,
+    "server_stopped": 503,
+    "unavailable": 503,
+    "timeout": 504,
+}
+
+
+def recalled(error: Mapping[str, str]) -> Failure:
+    """The failure of a run that was told before.
+
+    Args:
+        error: Its `code` and `message`, as its response has them.
+    """
+    return Failure(_STATUS.get(error["code"], 502), error["code"], error["message"])
 
 
 def log_fault(where: str, error: BaseException) -> None:

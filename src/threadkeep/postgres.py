@@ -29,6 +29,7 @@ from threadkeep.errors import (
     DatabaseBusyError,
     DatabaseError,
     DatabaseUnavailableError,
+    DuplicateError,
 )
 from threadkeep.postgres_server import Server
 
@@ -56,7 +57,6 @@ _LOST = (
     asyncpg.TooManyConnectionsError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
-    asyncpg.UniqueViolationError,  # the first attempt was done while the second one waited for it
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a server's last words met a statement that was just being sent
     OSError,
@@ -203,6 +203,10 @@ class PostgresDatabase:
                 refusals += 1
                 if not self._server.forget_login() or refusals == _REFUSALS:
                     raise self._translated(error) from error
+            except asyncpg.UniqueViolationError as error:
+                # The first attempt was done while this one waited for it: now it is seen.
+                if error.constraint_name != "items_by_call":
+                    raise self._translated(error) from error
             except _ALL as error:
                 late = asyncio.get_running_loop().time() + pause > deadline
                 if late or not isinstance(error, _LOST) or isinstance(error, _FINAL):
@@ -263,6 +267,8 @@ class PostgresDatabase:
             )
         if isinstance(error, socket.gaierror):
             return DatabaseUnavailableError(advice.unknown_host)
+        if isinstance(error, asyncpg.UniqueViolationError):
+            return DuplicateError("The database holds that already.")
         if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError) or (
             isinstance(error, asyncpg.PostgresError) and not isinstance(error, _LOST)
         ):

@@ -60,6 +60,8 @@ class RunRequest:
         background: Whether the client said that it comes back for the answer.
         metadata: The client's own, given back in the reply.
         previous_response_id: The response it follows, given back in the reply.
+        idempotency_key: What the client names the request by, so that a repeat does nothing.
+        request_hash: Of all that the client has sent.
     """
 
     session_id: str
@@ -73,6 +75,8 @@ class RunRequest:
     background: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
     previous_response_id: str | None = None
+    idempotency_key: str | None = None
+    request_hash: str = ""
 
 
 class Run:
@@ -249,6 +253,8 @@ class Run:
             run_id=self.run_id,
             session_id=request.session_id,
             owner=request.owner,
+            idempotency_key=request.idempotency_key,
+            request_hash=request.request_hash,
             created=json_text(self._events[0]),
         ):
             self._start_storing()
@@ -264,6 +270,8 @@ class Run:
                 *where,
                 self.run_id,
                 request.items,
+                idempotency_key=request.idempotency_key,
+                request_hash=request.request_hash,
                 created=json_text(self._events[0]),
                 on_busy=self._tell_that_it_waits,
             )

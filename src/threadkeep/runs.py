@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from threadkeep.database import Database
-from threadkeep.errors import ResponseNotFoundError, ServerStoppingError
+from threadkeep.errors import IdempotencyKeyError, ResponseNotFoundError, ServerStoppingError
 from threadkeep.response_events import Event
 from threadkeep.run import Run, RunRequest
 from threadkeep.run_log import UNFINISHED, find_run, follow_stored, stored_response
@@ -47,6 +47,22 @@ class Runs:
         self._runs[run.run_id] = run
         run.on_end(self._forget)
         return run
+
+    async def find(self, owner: str, idempotency_key: str, request_hash: str) -> str | None:
+        """The id of the run that an earlier request with this key has started, if there is one.
+
+        Raises:
+            IdempotencyKeyError: That was another request.
+        """
+        rows = await self._database.call(
+            "find_run_by_key", owner=owner, idempotency_key=idempotency_key
+        )
+        if not rows:
+            return None
+        if rows[0]["request_hash"] != request_hash:
+            raise IdempotencyKeyError
+        run_id: str = rows[0]["run_id"]
+        return run_id
 
     async def response(self, run_id: str, owner: str) -> dict[str, Any]:
         """A run as the Responses API shows it.

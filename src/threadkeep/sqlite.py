@@ -26,6 +26,7 @@ from threadkeep.errors import (
     DatabaseBusyError,
     DatabaseError,
     DatabaseUnavailableError,
+    DuplicateError,
 )
 from threadkeep.migrate import RELEASE, Migration, load_migrations, pending
 
@@ -262,6 +263,8 @@ def _translated(error: sqlite3.Error, path: Path | None) -> DatabaseError:
     """Says what an error of SQLite means, by its code."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     where = f"The database {path}" if path else "The database"
+    if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+        return DuplicateError(f"{where} holds that already.")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return DatabaseBusyError(
             f"{where} is held by another process for more than {BUSY_SECONDS:.0f} s. Try again."

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from threadkeep.errors import ThreadkeepError
+from threadkeep.errors import ConflictError, ThreadkeepError
 from threadkeep.failures import Failure, describe
 
 _TYPES = {
@@ -83,6 +83,8 @@ async def _threadkeep_error(_: Request, error: Exception) -> JSONResponse:
         # The official client would ask again by itself, and pay for the same failure three times.
         named = f"{error.failure.message} ({error.run_id})"
         return error_response(replace(error.failure, message=named), **{"x-should-retry": "false"})
+    if isinstance(error, ConflictError):
+        return error_response(describe(error), **{"x-should-retry": "false"})
     return error_response(describe(error))
 
 

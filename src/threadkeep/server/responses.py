@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,7 +13,8 @@ from agents import Agent, RunConfig
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from threadkeep.errors import AgentCodeError, InvalidInputError
+from threadkeep.errors import AgentCodeError, DuplicateError, InvalidInputError
+from threadkeep.failures import recalled
 from threadkeep.history import check_id
 from threadkeep.run import Run, RunRequest
 from threadkeep.server.errors import RunFailedError
@@ -42,6 +45,41 @@ class AgentContext:
     request: ResponsesRequest
 
 
+@dataclass(frozen=True)
+class Key:
+    """What a client names a request by, and what it asked then.
+
+    Args:
+        name: Its Idempotency-Key.
+        owner: Whose it is: keys of others are others.
+        request_hash: Of the body, but for how the answer is to be sent.
+    """
+
+    name: str
+    owner: str
+    request_hash: str
+
+    @classmethod
+    def of(cls, body: ResponsesRequest, owner: str, name: str | None) -> Key | None:
+        """The key of a request; None when it has none, or keeps nothing.
+
+        Raises:
+            InvalidInputError: It can't be a key.
+        """
+        if name is None or not body.store:
+            return None
+        asked = body.model_dump(mode="json", exclude={"stream", "background"})
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return cls(check_id(name, "Idempotency-Key"), owner, digest)
+
+    async def first_run(self, request: Request) -> str | None:
+        """The run of the first request with this key."""
+        run_id: str | None = await request.app.state.runs.find(
+            self.owner, self.name, self.request_hash
+        )
+        return run_id
+
+
 CreateAgent = Callable[[AgentContext], Agent[Any]]
 GetSessionId = Callable[[ResponsesRequest], str]
 
@@ -49,14 +87,29 @@ GetSessionId = Callable[[ResponsesRequest], str]
 @router.post("/responses", response_model=None)
 @router.post("/invocations", response_model=None)
 async def create_response(
-    body: ResponsesRequest, request: Request, owner: Owner
+    body: ResponsesRequest,
+    request: Request,
+    owner: Owner,
+    idempotency_key: Annotated[
+        str | None, Header(description="Names the request: a repeat is given the first one's run.")
+    ] = None,
 ) -> Response | dict[str, Any]:
     """Runs a turn: waits for the answer, streams it (`stream`), or returns at once (`background`).
 
     The session is that of `custom_inputs.session_id`, `context.conversation_id`, `conversation` or
     `previous_response_id`, else a new one; the reply names it in `custom_outputs.session_id`.
     """
-    run = await _start(body, request, owner)
+    key = Key.of(body, owner, idempotency_key)
+    first = await key.first_run(request) if key else None
+    if first is not None:
+        return await _repeat(first, body, request, owner)
+    try:
+        run = await _start(body, request, owner, key)
+    except DuplicateError:  # of two at once, this one came second
+        first = await key.first_run(request) if key else None
+        if first is None:
+            raise
+        return await _repeat(first, body, request, owner)
     if body.stream:
         return event_stream(run.follow())
     if body.background:
@@ -102,7 +155,23 @@ async def cancel_response(response_id: str, request: Request, owner: Owner) -> d
     return response
 
 
-async def _start(body: ResponsesRequest, request: Request, owner: str) -> Run:
+async def _repeat(
+    run_id: str, body: ResponsesRequest, request: Request, owner: str
+) -> Response | dict[str, Any]:
+    """Another look at a run, in the way that was asked for."""
+    runs = request.app.state.runs
+    if body.stream:
+        return event_stream(await runs.follow(run_id, owner, -1))
+    if not body.background:
+        async for _ in await runs.follow(run_id, owner, -1):
+            continue
+    response: dict[str, Any] = await runs.response(run_id, owner)
+    if response["status"] == "failed" and not body.background:
+        raise RunFailedError(recalled(response["error"]), run_id)
+    return JSONResponse(response)
+
+
+async def _start(body: ResponsesRequest, request: Request, owner: str, key: Key | None) -> Run:
     state = request.app.state
     items = input_items(body.input)
     check_json(body.metadata, "metadata")
@@ -130,6 +199,8 @@ async def _start(body: ResponsesRequest, request: Request, owner: str) -> Run:
             background=body.background,
             metadata=body.metadata or {},
             previous_response_id=body.previous_response_id,
+            idempotency_key=key.name if key else None,
+            request_hash=key.request_hash if key else "",
         )
     )
     await asyncio.shield(run.received)

@@ -7,8 +7,10 @@
 -- name: queue_run
 -- Stores a run that waits for its session. No row: the session is somebody else's.
 WITH run AS (
-  INSERT INTO threadkeep.runs (run_id, session_id, owner, status, alive_at, created_at)
-  SELECT :run_id, :session_id, :owner, 'queued', clock_timestamp(), clock_timestamp()
+  INSERT INTO threadkeep.runs
+    (run_id, session_id, owner, idempotency_key, request_hash, status, alive_at, created_at)
+  SELECT :run_id, :session_id, :owner, :idempotency_key, :request_hash, 'queued',
+         clock_timestamp(), clock_timestamp()
   WHERE NOT EXISTS (
     SELECT 1 FROM threadkeep.sessions WHERE session_id = :session_id AND owner <> :owner)
   ON CONFLICT DO NOTHING
@@ -45,8 +47,11 @@ WITH head AS (
          OR s.run_alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms')
   RETURNING s.epoch, s.seq, s.updated_at),
 run AS (
-  INSERT INTO threadkeep.runs (run_id, session_id, owner, status, alive_at, created_at)
-  SELECT :run_id, :session_id, :owner, 'in_progress', head.updated_at, head.updated_at FROM head
+  INSERT INTO threadkeep.runs
+    (run_id, session_id, owner, idempotency_key, request_hash, status, alive_at, created_at)
+  SELECT :run_id, :session_id, :owner, :idempotency_key, :request_hash, 'in_progress',
+         head.updated_at, head.updated_at
+  FROM head
   ON CONFLICT (run_id) DO UPDATE SET status = 'in_progress'),
 event AS (
   INSERT INTO threadkeep.run_events (run_id, seq, data) SELECT :run_id, 0, :created FROM head
@@ -197,6 +202,11 @@ SELECT run_id, session_id, status,
          AND alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms' AS lost,
        (SELECT max(e.seq) FROM threadkeep.run_events e WHERE e.run_id = r.run_id) AS last_seq
 FROM threadkeep.runs r WHERE run_id = :run_id AND owner = :owner;
+
+-- name: find_run_by_key
+-- The run that an owner's request with this Idempotency-Key has started.
+SELECT run_id, request_hash FROM threadkeep.runs
+WHERE owner = :owner AND idempotency_key = :idempotency_key;
 
 -- name: read_run_events
 -- The events of an owner's run after a given one, in order.

@@ -3,8 +3,9 @@
 
 -- name: queue_run
 -- Stores a run that waits for its session. No row: the session is somebody else's.
-INSERT INTO runs (run_id, session_id, owner, status, alive_at, created_at)
-SELECT :run_id, :session_id, :owner, 'queued', now, now FROM clock
+INSERT INTO runs
+  (run_id, session_id, owner, idempotency_key, request_hash, status, alive_at, created_at)
+SELECT :run_id, :session_id, :owner, :idempotency_key, :request_hash, 'queued', now, now FROM clock
 WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owner <> :owner)
 RETURNING run_id;
 INSERT INTO run_events (run_id, seq, data)
@@ -30,8 +31,10 @@ WHERE session_id = :session_id AND owner = :owner
     SELECT 1 FROM runs q
     WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id
       AND q.alive_at > (SELECT now FROM clock) - :stale_after);
-INSERT INTO runs (run_id, session_id, owner, status, alive_at, created_at)
-SELECT :run_id, s.session_id, s.owner, 'in_progress', s.updated_at, s.updated_at
+INSERT INTO runs
+  (run_id, session_id, owner, idempotency_key, request_hash, status, alive_at, created_at)
+SELECT :run_id, s.session_id, s.owner, :idempotency_key, :request_hash, 'in_progress',
+       s.updated_at, s.updated_at
 FROM sessions s WHERE s.session_id = :session_id AND s.run_id = :run_id
 ON CONFLICT (run_id) DO UPDATE SET status = 'in_progress';
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
@@ -137,6 +140,11 @@ SELECT run_id, session_id, status, created_at, finished_at,
          AND alive_at <= (SELECT now FROM clock) - :stale_after AS lost,
        (SELECT max(e.seq) FROM run_events e WHERE e.run_id = r.run_id) AS last_seq
 FROM runs r WHERE run_id = :run_id AND owner = :owner;
+
+-- name: find_run_by_key
+-- The run that an owner's request with this Idempotency-Key has started.
+SELECT run_id, request_hash FROM runs
+WHERE owner = :owner AND idempotency_key = :idempotency_key;
 
 -- name: read_run_events
 -- The events of an owner's run after a given one, in order.

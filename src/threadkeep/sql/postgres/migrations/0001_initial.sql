@@ -44,6 +44,8 @@ CREATE TABLE threadkeep.runs (
   owner text NOT NULL,
   status text NOT NULL
     CHECK (status IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled', 'incomplete')),
+  idempotency_key text,
+  request_hash text NOT NULL,
   cancel_requested boolean NOT NULL DEFAULT false,
   alive_at timestamptz(3) NOT NULL,
   created_at timestamptz(3) NOT NULL,
@@ -51,6 +53,8 @@ CREATE TABLE threadkeep.runs (
 ) WITH (fillfactor = 70);
 
 CREATE INDEX runs_by_session ON threadkeep.runs (session_id);
+CREATE UNIQUE INDEX runs_by_key ON threadkeep.runs (owner, idempotency_key)
+  WHERE idempotency_key IS NOT NULL;
 CREATE INDEX runs_waiting ON threadkeep.runs (session_id, run_id) WHERE status = 'queued';
 
 CREATE TABLE threadkeep.run_events (

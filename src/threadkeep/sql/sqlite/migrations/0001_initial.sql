@@ -40,6 +40,8 @@ CREATE TABLE runs (
   owner TEXT NOT NULL,
   status TEXT NOT NULL
     CHECK (status IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled', 'incomplete')),
+  idempotency_key TEXT,
+  request_hash TEXT NOT NULL,
   cancel_requested INTEGER NOT NULL DEFAULT 0,
   alive_at INTEGER NOT NULL,
   created_at INTEGER NOT NULL,
@@ -47,6 +49,7 @@ CREATE TABLE runs (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX runs_by_session ON runs (session_id);
+CREATE UNIQUE INDEX runs_by_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX runs_waiting ON runs (session_id, run_id) WHERE status = 'queued';
 
 CREATE TABLE run_events (
