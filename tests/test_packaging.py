@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-# What needs the embedded model, a browser or this very checkout, or has nothing to do with the Agents
-# SDK, is shown once, elsewhere.
+# What needs the embedded model, a browser or this very checkout, or has nothing to do with the
+# Agents SDK, is shown once, elsewhere.
 ELSEWHERE = [
     "test_checks.py",
     "test_commands.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from threadkeep.connect import connect
 from threadkeep.migrate import RELEASE
 from threadkeep.models import Models
+from threadkeep.retention import keep_forgetting
 from threadkeep.runs import Runs
 from threadkeep.server import health, pages, responses, sessions
 from threadkeep.server.errors import add_error_handlers
@@ -75,6 +77,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         runs = Runs(database, timeout=settings.task_timeout_seconds)
         opened.push_async_callback(runs.aclose)
         app.state.database, app.state.runs = database, runs
+        forgetting = asyncio.create_task(
+            keep_forgetting(database, settings.run_retention_days), name="retention"
+        )
+        opened.callback(forgetting.cancel)
         yield
 
 

@@ -215,6 +215,19 @@ FROM threadkeep.runs r JOIN threadkeep.run_events e ON e.run_id = r.run_id AND e
 WHERE r.run_id = :run_id AND r.owner = :owner
 ORDER BY e.seq;
 
+-- name: forget_old_runs
+-- Removes runs that ended more than `older_than` ms ago, with their events; `limit` of them at most.
+-- `count` is how many. What they said stays in their sessions.
+WITH old AS (
+  SELECT run_id FROM threadkeep.runs
+  WHERE finished_at <= clock_timestamp() - :older_than::bigint * interval '1 ms'
+  ORDER BY finished_at, run_id LIMIT :limit FOR UPDATE SKIP LOCKED),
+events AS (
+  DELETE FROM threadkeep.run_events USING old WHERE run_events.run_id = old.run_id),
+gone AS (
+  DELETE FROM threadkeep.runs USING old WHERE runs.run_id = old.run_id RETURNING runs.run_id)
+SELECT count(*) AS count FROM gone;
+
 -- name: request_cancel
 -- Asks whichever process has the run to stop it.
 UPDATE threadkeep.runs SET cancel_requested = true

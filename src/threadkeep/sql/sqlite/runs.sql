@@ -153,6 +153,17 @@ FROM runs r JOIN run_events e ON e.run_id = r.run_id AND e.seq > :after
 WHERE r.run_id = :run_id AND r.owner = :owner
 ORDER BY e.seq;
 
+-- name: forget_old_runs
+-- Removes runs that ended more than `older_than` ms ago, with their events; `limit` of them at most.
+-- `count` is how many. What they said stays in their sessions.
+DELETE FROM run_events WHERE run_id IN (
+  SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+  ORDER BY finished_at, run_id LIMIT :limit);
+DELETE FROM runs WHERE run_id IN (
+  SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+  ORDER BY finished_at, run_id LIMIT :limit);
+SELECT changes() AS count;
+
 -- name: request_cancel
 -- Asks whichever process has the run to stop it.
 UPDATE runs SET cancel_requested = 1

@@ -55,6 +55,7 @@ CREATE TABLE threadkeep.runs (
 CREATE INDEX runs_by_session ON threadkeep.runs (session_id);
 CREATE UNIQUE INDEX runs_by_key ON threadkeep.runs (owner, idempotency_key)
   WHERE idempotency_key IS NOT NULL;
+CREATE INDEX runs_ended ON threadkeep.runs (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX runs_waiting ON threadkeep.runs (session_id, run_id) WHERE status = 'queued';
 
 CREATE TABLE threadkeep.run_events (

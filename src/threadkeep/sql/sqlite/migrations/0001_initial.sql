@@ -50,6 +50,7 @@ CREATE TABLE runs (
 
 CREATE INDEX runs_by_session ON runs (session_id);
 CREATE UNIQUE INDEX runs_by_key ON runs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX runs_ended ON runs (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX runs_waiting ON runs (session_id, run_id) WHERE status = 'queued';
 
 CREATE TABLE run_events (
