@@ -27,6 +27,7 @@ from threadkeep.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from threadkeep.postgres import PostgresDatabase
 from threadkeep.settings import DatabaseSettings
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +164,38 @@ async def test_many_read_at_once_first(lakebase: LakebaseStandIn, shared: bool) 
         await warm.get_items()
         read = await asyncio.gather(*(reader.get_items() for reader in readers))
         assert read == [[user("1")]] * 8
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_look_that_is_out_of_date(
+    lakebase: LakebaseStandIn, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Whoever finds nothing, while somebody else adopts it, looks again."""
+    Original(lakebase).add("s", user("1"))
+    call, late = PostgresDatabase.call, asyncio.Event()
+    looks = 0
+
+    async def call_late(self: PostgresDatabase, statement: str, **parameters: Any) -> list[Any]:
+        nonlocal looks
+        rows = await call(self, statement, **parameters)
+        if statement == "read_items":
+            looks += 1
+            if looks == 1:
+                await late.wait()
+        return rows
+
+    monkeypatch.setattr(PostgresDatabase, "call", call_late)
+    place: dict[str, Any] = {"instance_name": INSTANCE, "pool_timeout": 6 if shared else 5}
+    one, adopter = AsyncDatabricksSession("s", **place), session()
+    first = asyncio.create_task(one.get_items())
+    while not looks:  # noqa: ASYNC110 - it is the database that says so
+        await asyncio.sleep(0.001)
+    assert await adopter.get_items() == [user("1")]
+    other = one if shared else AsyncDatabricksSession("s", **place)
+    assert await other.get_items() == [user("1")]
+    late.set()
+    assert await first == [user("1")]
+    await adopter.close()
 
 
 async def test_many_adopt_at_once(lakebase: LakebaseStandIn) -> None:

@@ -99,7 +99,7 @@ class AsyncDatabricksSession(Session):
         self._shares = use_cached_engine
         shared = configuration.shared() if use_cached_engine else configuration.open()
         self._adoption = shared.adoption
-        self._touched = self._has_old = False
+        self._touched = False
         super().__init__(session_id, database=shared.database)
 
     async def get_items(
@@ -139,12 +139,15 @@ class AsyncDatabricksSession(Session):
             await database.close()
 
     async def _touch(self) -> bool:
-        """Before the first use of a session; whether the original holds anything of it."""
-        if not self._touched:
-            if not cache_of(self._open_database()).get(self.session_id, "").count:
-                self._has_old = await self._adoption.adopt(self.session_id)
-            self._touched = True
-        return self._has_old
+        """Before the first use of a session; False: there was nothing to adopt.
+
+        Somebody else may have adopted it since the caller looked. Then that look is out of date.
+        """
+        found = self._touched or cache_of(self._open_database()).get(self.session_id, "").count > 0
+        if not found:
+            found = await self._adoption.adopt(self.session_id)
+        self._touched = True
+        return found
 
 
 @dataclass(frozen=True)
