@@ -13,10 +13,10 @@ restarts costs its callers some time, and nothing else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import socket
-import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ STATEMENT_SECONDS = 30.0
 """How long a statement may take before the server counts as dead."""
 
 _CONNECT_SECONDS = 5.0
+_RELEASE_SECONDS = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
@@ -115,9 +116,7 @@ class PostgresDatabase:
             self.define(name, text)
         self._pool_size = pool_size
         self._wait = wait_seconds
-        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
         self._ready = False
         self._closed = False
 
@@ -186,9 +185,15 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         self._closed = True
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            await pool.close()
+        here = self._pools.pop(asyncio.get_running_loop(), None)
+        for loop in list(self._pools):
+            pool = self._pools.pop(loop)
+            if loop.is_closed():
+                pool.abandon()
+            else:
+                loop.call_soon_threadsafe(pool.abandon)
+        if here is not None:
+            await here.close()
 
     async def _attempt(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """Does it on a connection; again on another one, for a while, when that dies."""
@@ -220,6 +225,8 @@ class PostgresDatabase:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
+            for other in [other for other in list(self._pools) if other.is_closed()]:
+                self._pools.pop(other).abandon()
             pool = self._pools[loop] = _Pool(self._server, self._pool_size, self._wait)
         return pool
 
@@ -326,7 +333,20 @@ class _Pool:
                 connection.terminate()
             raise
         finally:
-            await self._pool.release(connection)
+            await self._give_back(connection)
+
+    async def _give_back(self, connection: Any) -> None:
+        """Waits until a statement that was cancelled has ended, but not for long: who was cancelled
+        must go, and an error here would take the place of the cancellation."""
+        try:
+            await self._pool.release(connection, timeout=_RELEASE_SECONDS)
+        except (*_ALL, asyncpg.InternalClientError):
+            connection.terminate()
+
+    def abandon(self) -> None:
+        """Drops the connections, when the event loop is not there any more to close them."""
+        with contextlib.suppress(RuntimeError):  # its transports may want to tell the loop
+            self._pool.terminate()
 
     async def close(self) -> None:
         """Waits for what is under way, for a while."""

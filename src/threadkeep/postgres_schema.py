@@ -111,7 +111,8 @@ async def migrate(connection: Any, schema: str) -> None:
     if not await missing(connection, schema):
         return
     table = in_schema("threadkeep.schema_migrations", schema)
-    async with connection.transaction():
+    # Each statement must see what others did while it waited for the lock.
+    async with connection.transaction(isolation="read_committed"):
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
         if not await connection.fetchval(_HAS_SCHEMA, schema):
             await connection.execute(f"CREATE SCHEMA {quoted(schema)}")

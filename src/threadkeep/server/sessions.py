@@ -83,11 +83,14 @@ async def list_items(
 @router.delete("/sessions/{session_id}")
 async def delete_session(session_id: str, request: Request, owner: Owner) -> dict[str, Any]:
     """Deletes a session with its items, runs and events. A run at work on it is stopped first."""
-    await request.app.state.runs.stop_session(session_id, owner)
     database = _database(request)
-    rows = await database.call("delete_session", session_id=session_id, owner=owner)
-    if not rows:
-        raise SessionNotFoundError
+    gone = False
+    while not gone:  # else it was changed meanwhile
+        await request.app.state.runs.stop_session(session_id, owner)
+        rows = await database.call("delete_session", session_id=session_id, owner=owner)
+        if not rows:
+            raise SessionNotFoundError
+        gone = bool(rows[0]["gone"])
     cache_of(database).forget(session_id, owner)
     return {"id": session_id, "object": "session.deleted", "deleted": True}
 

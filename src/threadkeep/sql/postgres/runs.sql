@@ -13,25 +13,27 @@ WITH run AS (
          clock_timestamp(), clock_timestamp()
   WHERE NOT EXISTS (
     SELECT 1 FROM threadkeep.sessions WHERE session_id = :session_id AND owner <> :owner)
-  ON CONFLICT DO NOTHING
+  ON CONFLICT (run_id) DO UPDATE SET alive_at = excluded.alive_at
   RETURNING run_id),
 event AS (
-  INSERT INTO threadkeep.run_events (run_id, seq, data) SELECT run_id, 0, :created FROM run)
-SELECT run_id FROM run
-UNION ALL
-SELECT run_id FROM threadkeep.runs WHERE :retried::boolean AND run_id = :run_id;
+  INSERT INTO threadkeep.run_events (run_id, seq, data) SELECT run_id, 0, :created FROM run
+  ON CONFLICT DO NOTHING)
+SELECT run_id FROM run;
 
 -- name: begin_turn
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
 -- read_items does. `busy`: another run that is alive has the session or has waited for longer, and
--- nothing was written. Made again, it finds that its run has the session: not busy, and nothing to read
--- here.
-WITH head AS (
+-- nothing was written. Made again, it finds what was done: not busy, and nothing to read here. While
+-- that can't be seen yet, it breaks on the `call_id` of the first item, and is made once more.
+WITH done AS (
+  SELECT FROM threadkeep.items
+  WHERE :retried::boolean AND session_id = :session_id AND call_id = :call_id::bigint),
+head AS (
   INSERT INTO threadkeep.sessions AS s
     (session_id, owner, title, epoch, seq, run_id, run_alive_at, created_at, updated_at)
   SELECT :session_id, :owner, :title, :new_epoch, cardinality(:items::text[]), :run_id,
          clock_timestamp(), clock_timestamp(), clock_timestamp()
-  WHERE NOT EXISTS (
+  WHERE NOT EXISTS (SELECT FROM done) AND NOT EXISTS (
     SELECT 1 FROM threadkeep.runs q
     WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id
       AND q.alive_at > clock_timestamp() - :stale_after::bigint * interval '1 ms')
@@ -43,7 +45,7 @@ WITH head AS (
       title = coalesce(s.title, excluded.title),
       updated_at = clock_timestamp()
   WHERE s.owner = excluded.owner
-    AND (s.run_id IS NULL
+    AND (s.run_id IS NULL OR :retried::boolean AND s.run_id = excluded.run_id
          OR s.run_alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms')
   RETURNING s.epoch, s.seq, s.updated_at),
 run AS (
@@ -57,9 +59,9 @@ event AS (
   INSERT INTO threadkeep.run_events (run_id, seq, data) SELECT :run_id, 0, :created FROM head
   ON CONFLICT DO NOTHING),
 stored AS (
-  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at)
+  INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at, call_id)
   SELECT :session_id, head.seq - cardinality(:items::text[]) + new.place, new.data, :run_id,
-         head.updated_at
+         head.updated_at, CASE WHEN new.place = 1 THEN :call_id::bigint END
   FROM head, unnest(:items::text[]) WITH ORDINALITY AS new (data, place)
   RETURNING seq, data, created_at),
 known AS (
@@ -78,9 +80,7 @@ SELECT head.epoch, head.seq AS head,
        head.epoch IS NOT NULL OR NOT EXISTS (
          SELECT 1 FROM threadkeep.sessions o
          WHERE o.session_id = :session_id AND o.owner <> :owner) AS owned,
-       head.epoch IS NULL AND NOT (:retried::boolean AND EXISTS (
-         SELECT 1 FROM threadkeep.sessions o
-         WHERE o.session_id = :session_id AND o.run_id = :run_id)) AS busy, known.base, news.seq, news.data,
+       head.epoch IS NULL AND NOT EXISTS (SELECT FROM done) AS busy, known.base, news.seq, news.data,
        (extract(epoch FROM news.created_at) * 1000)::bigint AS created_at
 FROM (SELECT) AS always
 LEFT JOIN head ON true
@@ -173,11 +173,10 @@ told AS (
   ON CONFLICT DO NOTHING)
 SELECT cancel_requested FROM run
 UNION ALL
-SELECT r.cancel_requested
-FROM threadkeep.runs r JOIN threadkeep.run_events e ON e.run_id = r.run_id
-WHERE :retried::boolean AND :status::text <> '' AND r.run_id = :run_id AND r.status = :status::text
-  AND e.seq = :first_seq::bigint + cardinality(:events::text[]) - 1
-  AND e.data = (:events::text[])[cardinality(:events::text[])];
+SELECT false FROM (
+  SELECT status FROM threadkeep.runs
+  WHERE :retried::boolean AND run_id = :run_id OFFSET 0 FOR UPDATE) ended
+WHERE ended.status = :status::text AND NOT EXISTS (SELECT FROM run);
 
 -- name: end_lost_run
 -- Ends a run whose process gave no sign of life for `stale_after` ms, with a last event.

@@ -8,7 +8,8 @@
 --
 -- A call whose connection died is made again, and then `:retried`: it may have been done already. The
 -- driver gives each call a random `:call_id`, the same for every attempt. A change is recognised by its
--- new epoch, in a row that is locked to see what the wait may have brought.
+-- new epoch, in a row that is locked to see what the wait may have brought (OFFSET 0 keeps the planner
+-- from looking at the epoch before it has the lock).
 
 -- name: append_items
 -- Stores items behind the newest one; makes the session if it is new.
@@ -44,11 +45,11 @@ FROM threadkeep.sessions s
 CROSS JOIN LATERAL (
   SELECT CASE WHEN s.epoch = :epoch AND EXISTS (
     SELECT 1 FROM threadkeep.items k
-    WHERE k.session_id = s.session_id AND k.seq = :seq
+    WHERE k.session_id = :session_id AND k.seq = :seq  -- not s.session_id: it would be hashed
       AND (extract(epoch FROM k.created_at) * 1000)::bigint = :tag)
   THEN :seq::bigint ELSE 0 END AS base) b
 LEFT JOIN threadkeep.items i
-  ON i.session_id = s.session_id AND i.seq > b.base AND s.owner = :owner
+  ON i.session_id = s.session_id AND i.seq > b.base AND i.seq <= s.seq AND s.owner = :owner
 WHERE s.session_id = :session_id
 ORDER BY i.seq;
 
@@ -93,7 +94,7 @@ SELECT epoch, seq FROM head
 UNION ALL
 SELECT epoch, seq FROM (
   SELECT epoch, seq FROM threadkeep.sessions
-  WHERE :retried::boolean AND session_id = :session_id FOR UPDATE) done
+  WHERE :retried::boolean AND session_id = :session_id OFFSET 0 FOR UPDATE) done
 WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: remove_item
@@ -120,7 +121,7 @@ SELECT epoch, seq FROM head
 UNION ALL
 SELECT epoch, seq FROM (
   SELECT epoch, seq FROM threadkeep.sessions
-  WHERE :retried::boolean AND session_id = :session_id FOR UPDATE) done
+  WHERE :retried::boolean AND session_id = :session_id OFFSET 0 FOR UPDATE) done
 WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: branch_session
@@ -152,7 +153,7 @@ SELECT epoch, seq FROM head
 UNION ALL
 SELECT epoch, seq FROM (
   SELECT epoch, seq FROM threadkeep.sessions
-  WHERE :retried::boolean AND session_id = :session_id FOR UPDATE) done
+  WHERE :retried::boolean AND session_id = :session_id OFFSET 0 FOR UPDATE) done
 WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: get_session
@@ -176,18 +177,30 @@ ORDER BY owner, threadkeep.sessions.updated_at DESC, session_id DESC
 LIMIT :limit;
 
 -- name: delete_session
--- Removes a session with all that belongs to it.
-WITH gone AS (
-  DELETE FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner
-  RETURNING session_id),
+-- Removes a session with all that belongs to it, as it was when the statement began. `gone` is false
+-- when it was changed meanwhile: what was added is not seen, so nothing was removed. No row: there is
+-- no such session.
+WITH seen AS MATERIALIZED (
+  SELECT epoch, seq, run_id, run_alive_at FROM threadkeep.sessions
+  WHERE session_id = :session_id AND owner = :owner),
+gone AS (
+  DELETE FROM threadkeep.sessions s USING seen
+  WHERE s.session_id = :session_id AND s.owner = :owner
+    AND s.epoch = seen.epoch AND s.seq = seen.seq
+    AND s.run_id IS NOT DISTINCT FROM seen.run_id AND s.run_alive_at = seen.run_alive_at
+  RETURNING s.session_id),
 items AS (
   DELETE FROM threadkeep.items USING gone WHERE items.session_id = gone.session_id),
 runs AS (
   DELETE FROM threadkeep.runs USING gone WHERE runs.session_id = gone.session_id
   RETURNING runs.run_id),
 events AS (
-  DELETE FROM threadkeep.run_events USING runs WHERE run_events.run_id = runs.run_id)
-SELECT session_id FROM gone
+  DELETE FROM threadkeep.run_events USING runs WHERE run_events.run_id = runs.run_id),
+still AS (
+  SELECT FROM threadkeep.sessions
+  WHERE session_id = :session_id AND owner = :owner AND NOT EXISTS (SELECT FROM gone)
+  OFFSET 0 FOR UPDATE)
+SELECT true AS gone FROM gone
 UNION ALL
-SELECT :session_id WHERE :retried::boolean AND NOT EXISTS (
-  SELECT FROM threadkeep.sessions WHERE session_id = :session_id);
+SELECT NOT EXISTS (SELECT FROM still)
+WHERE NOT EXISTS (SELECT FROM gone) AND (:retried::boolean OR EXISTS (SELECT FROM seen));

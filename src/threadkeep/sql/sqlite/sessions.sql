@@ -119,7 +119,7 @@ ORDER BY owner, updated_at DESC, session_id DESC
 LIMIT :limit;
 
 -- name: delete_session
--- Removes a session with all that belongs to it.
+-- Removes a session with all that belongs to it. No row: there is no such session.
 DELETE FROM run_events WHERE run_id IN
   (SELECT r.run_id FROM runs r JOIN sessions s ON s.session_id = r.session_id
    WHERE s.session_id = :session_id AND s.owner = :owner);
@@ -128,4 +128,4 @@ DELETE FROM runs WHERE session_id IN
 DELETE FROM items WHERE session_id IN
   (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
 DELETE FROM sessions WHERE session_id = :session_id AND owner = :owner
-RETURNING session_id;
+RETURNING 1 AS gone;
