@@ -54,23 +54,18 @@ from pydantic import BaseModel, TypeAdapter
 
 from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
+from threadkeep.journal import Decision, InDoubtError, Journal, ModelStep, ToolStep
 from threadkeep.replay_tools import (
     UNKNOWN_OUTCOME,
     Attempt,
-    Decision,
-    InDoubtError,
-    Journal,
-    ModelStep,
     NotRecordedError,
     Place,
     ToolCalls,
     ToolFailedError,
     ToolResult,
-    ToolStep,
     current_place,
     idempotent,
     is_agent,
-    is_idempotent,
     tool_key,
     within,
 )
@@ -198,7 +193,7 @@ class _Run(ToolCalls):
     def expect(self, output: Sequence[Any], asked: _Asked, intended: set[str]) -> None:
         """Takes in what an answer calls, and of what this attempt has stored the intent."""
         calls = self._function_calls(output, asked)
-        self.calls = {step.key: is_idempotent(tool) for step, tool in calls}
+        self.calls = {step.key: step.repeatable for step, _ in calls}
         self.intended = intended
 
     def _function_calls(
@@ -211,7 +206,7 @@ class _Run(ToolCalls):
         items = [item for item in asked["input"] if isinstance(item, dict)]
         seen = {item.get("call_id") for item in items}
         return [
-            (self.step(call.call_id, call.name, call.arguments), by_name[call.name])
+            (self.step(call.call_id, by_name[call.name], call.arguments), by_name[call.name])
             for call in output
             if isinstance(call, ResponseFunctionToolCall)
             and call.name in by_name

@@ -181,7 +181,7 @@ class TurnSession:
         log: Takes what the run adds. None: nothing is stored, for requests with `store: false`.
 
     Attributes:
-        messages_added: How many messages of the agent the Runner has added in this turn.
+        added: What the Runner has added in this turn.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class TurnSession:
     ) -> None:
         self.session_id = session.session_id
         self.session_settings: SessionSettings | None = None
-        self.messages_added = 0
+        self.added: list[dict[str, Any]] = []
         self._session = session
         self._items = list(base)
         self._log = log
@@ -214,7 +214,7 @@ class TurnSession:
             self._items += items
         else:
             self.append([_with_own_id(item) for item in items])
-            self.messages_added += sum(item.get("role") == "assistant" for item in items)
+            self.added += cast(list[dict[str, Any]], items)
 
     def append(self, items: list[TResponseInputItem]) -> None:
         """Takes items of the run, whichever. Raises as `add_items` does."""
@@ -233,6 +233,8 @@ class TurnSession:
         if self._log is not None:
             await self._log.flush()
             await self._session.pop_item()
+        if self.added:
+            self.added.pop()
         return self._items.pop() if self._items else None
 
     async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:

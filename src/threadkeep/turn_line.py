@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Protocol
 
-Place = asyncio.Future[None]
-"""A place in line; done when its turn has come."""
+
+class Holder(Protocol):
+    """A run that has a session, or waits for it."""
+
+    def give_way(self, how: str) -> None:
+        """Stops for another: `interrupt` keeps what was said, `rollback` nothing.
+
+        Raises:
+            RollbackError: It can't be rolled back.
+        """
+        ...
+
+
+class Place:
+    """A place in line.
+
+    Args:
+        holder: Who has it.
+    """
+
+    def __init__(self, holder: Holder) -> None:
+        self.holder = holder
 
 
 class TurnLine:
@@ -16,19 +37,27 @@ class TurnLine:
 
     def __init__(self) -> None:
         self._places: deque[Place] = deque()
+        self._moved = asyncio.Event()
 
-    def enter(self) -> Place:
-        """Takes the last place."""
-        place: Place = asyncio.get_running_loop().create_future()
-        self._places.append(place)
-        self._call_first()
+    def enter(self, holder: Holder, *, first: bool = False) -> Place:
+        """Takes the last place, or the first, for what has the session already."""
+        place = Place(holder)
+        if first:
+            self._places.appendleft(place)
+        else:
+            self._places.append(place)
         return place
 
     def leave(self, place: Place) -> None:
         """Gives up a place, wherever in line it is."""
         self._places.remove(place)
-        self._call_first()
+        self._moved.set()
+        self._moved = asyncio.Event()
 
-    def _call_first(self) -> None:
-        if self._places and not self._places[0].done():
-            self._places[0].set_result(None)
+    def before(self, place: Place) -> list[Holder]:
+        """Who comes before a place."""
+        return [other.holder for other in self._places][: self._places.index(place)]
+
+    async def moves(self) -> None:
+        """Returns when somebody has left."""
+        await self._moved.wait()
