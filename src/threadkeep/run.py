@@ -480,7 +480,7 @@ class Run:
             raise ModelError("The model gave no answer.")
 
     def _close(self, note: str | None) -> None:
-        """A turn that ended on its way keeps what was said and done, and the Runner had not stored."""
+        """Keeps what was said and done, and the Runner had not stored."""
         if self._session is not None and self.request.store:
             closing = closing_items(
                 self._converter.output, self._session.added, self._log.last_call, note

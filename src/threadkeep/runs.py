@@ -40,8 +40,10 @@ _NEVER = 2**40
 
 
 def continuation_key(run_id: str) -> str:
-    """The Idempotency-Key of the run that takes up another one's turn, which is done once. No client
-    can send it."""
+    """The Idempotency-Key of the run that takes up another one's turn, which is done once.
+
+    No client can send it.
+    """
     return f"\x01{run_id}"
 
 

@@ -63,8 +63,10 @@ async def get_one(approval_id: str, request: Request, owner: Owner) -> dict[str,
 async def decide_one(
     approval_id: str, decision: Decision, request: Request, owner: Owner
 ) -> dict[str, Any]:
-    """Decides an approval, once. With the last one of its run the turn goes on, in another response:
-    `response_id`."""
+    """Decides an approval, once.
+
+    With the last one of its run the turn goes on, in another response: `response_id`.
+    """
     state = request.app.state
     return await decide(
         state.database,
