@@ -162,7 +162,7 @@ async def test_signals_before_a_wait_are_kept_as_one(here: Database, there: Data
         await listening(signal, here)
         for _ in range(3):
             await tell(there, "t")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         assert await signal.wait(10)
         assert not await signal.wait(0.3)
 
@@ -235,13 +235,13 @@ async def test_all_of_an_event_loop_share_a_connection(
     database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays for a while after the last of them, and then it is closed."""
-    monkeypatch.setattr("threadkeep.postgres_signals.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("threadkeep.postgres_signals.IDLE_SECONDS", 1)
     async with database.signals("t"), database.signals("u") as signal:
         await listening(signal, database)
         pids = await listeners(database)
         assert len(pids) == 1
     async with database.signals("t") as signal:
-        assert not await signal.wait(1)  # so it was never gone
+        assert not await signal.wait(1.5)  # so it was never gone
         assert await listeners(database) == pids
     assert await listeners(database) == pids
     await until_listeners(database, 0)
@@ -259,7 +259,7 @@ async def test_a_connection_that_is_killed_is_opened_again(
     async with database.signals("t") as signal:
         await listening(signal, database)
         for _ in range(3):
-            [pid] = await listeners(database)
+            [pid] = await until_listeners(database, 1)
             await database.call("kill", pid=pid)
             assert await signal.wait(10)
             assert await listeners(database) != [pid]
@@ -274,7 +274,7 @@ async def test_a_server_that_is_away(
 ) -> None:
     """Waits last as long as they shall, and then all is heard again, with another token."""
     monkeypatch.setattr("threadkeep.postgres_signals.CHECK_SECONDS", 0.2)
-    monkeypatch.setattr("threadkeep.postgres_signals._ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("threadkeep.postgres_signals._ANSWER_SECONDS", 1)
     database = connected(Lakebase(workspace, workspace.new_database()))
     await database.open()
     async with database.signals("t") as signal:
@@ -289,7 +289,7 @@ async def test_a_server_that_is_away(
             workspace.expire_tokens()
             async with database.signals("u") as another:
                 assert not await another.wait(0.5)
-            assert not await signal.wait(0.5)
+            assert not await signal.wait(2)
             await asyncio.to_thread(come_back)
             assert await signal.wait(20)
             await tell(database, "t")
@@ -403,7 +403,7 @@ async def test_a_process_that_knows_nothing_of_signals_is_heard(
         assert not await signal.wait(0.3)
         command = [sys.executable, "-c", WRITER, str(path)]
         await asyncio.to_thread(subprocess.run, command, check=True)
-        assert await signal.wait(1)
+        assert await signal.wait(10)
         assert not await signal.wait(0.3)
 
 
@@ -413,7 +413,7 @@ async def test_a_database_in_memory_signals() -> None:
     async with database.signals("t") as signal:
         assert not await signal.wait(0.3)
         await tell(database, "t")
-        assert await signal.wait(1)
+        assert await signal.wait(10)
     await database.close()
 
 
