@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,9 +21,6 @@ from threadkeep.history import (
 from threadkeep.session import new_epoch, title_of
 from threadkeep.stored_runs import Steps, read_steps
 from threadkeep.turn import has_whole_view, plan_turn
-
-BUSY_POLL_SECONDS = 0.1
-"""How often a run asks whether another process has given its session free."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,6 @@ async def go_on(
         if not rows or rows[0]["open_run_id"] != open_run_id:
             raise TurnGoneError
         await on_busy(rows[0]["run_id"])
-        await asyncio.sleep(BUSY_POLL_SECONDS)
 
 
 async def resume(database: Database, entrant: Entrant, open_run_id: str) -> Admitted | None:

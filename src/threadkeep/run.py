@@ -14,13 +14,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from typing import Any, cast
 
 from agents import Runner, RunResultStreaming, TResponseInputItem, Usage
 from agents.run_error_handlers import RunErrorHandlerInput, RunErrorHandlerResult
 
 from threadkeep.admission import (
-    BUSY_POLL_SECONDS,
     Admitted,
     Entrant,
     admit,
@@ -29,7 +29,7 @@ from threadkeep.admission import (
     readmit,
     take_back,
 )
-from threadkeep.database import Database
+from threadkeep.database import Database, Signal
 from threadkeep.errors import (
     AttemptsError,
     DatabaseError,
@@ -51,7 +51,7 @@ from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
 from threadkeep.run_log import End, RunLog, RunPlace
 from threadkeep.run_request import MAX_ATTEMPTS, Limits, RunRequest, TakenOver
 from threadkeep.session import Session
-from threadkeep.stored_runs import UNFINISHED, find_run, follow_stored
+from threadkeep.stored_runs import LOOK_SECONDS, UNFINISHED, find_run, follow_stored
 from threadkeep.turn import TurnSession
 from threadkeep.turn_end import closing_items
 from threadkeep.turn_line import TurnLine
@@ -130,6 +130,8 @@ class Run:
         self._end_asked: str | None = None
         self._is_stored = taken_over is not None
         self._way_asked = False
+        self._listening = AsyncExitStack()
+        self._freed: Signal | None = None
         self._storing: asyncio.Task[None] | None = None
         if not self._events:
             self._emit({"type": "response.created", "response": self.response()})
@@ -240,7 +242,8 @@ class Run:
         try:
             async with asyncio.timeout(self._limits.timeout) as limit:
                 await self._wait_in_line()
-                await self._admit()
+                async with self._listening:
+                    await self._admit()
                 await self._answer()
         except TimeoutError as error:
             if limit.expired():
@@ -387,7 +390,11 @@ class Run:
         if how != "enqueue" and holder is not None and holder != self.run_id:
             await self._push(holder, how)
         await self._tell_that_it_waits()
-        await asyncio.sleep(BUSY_POLL_SECONDS)
+        if self._freed is None:  # listen first, then look once more
+            where = self._database.signals(self.request.session_id)
+            self._freed = await self._listening.enter_async_context(where)
+        else:
+            await self._freed.wait(LOOK_SECONDS)
 
     async def _push(self, holder: str, how: str) -> None:
         """Asks a run of another process to give way.

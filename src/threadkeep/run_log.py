@@ -107,6 +107,7 @@ class RunLog:
         self._models: list[ModelStep] = []
         self._tools: dict[str, ToolStep] = {}
         self._calls: dict[str, ToolStep] = {}
+        self._lost_after_ms = lost_after_ms
         self._silence = lost_after_ms / 1000 / _SIGNS_OF_LIFE
         self._added = self._stored = 0
         self._writing = asyncio.Lock()
@@ -250,6 +251,7 @@ class RunLog:
             run_id=place.run_id,
             session_id=place.session_id,
             attempt=place.attempt,
+            stale_after=self._lost_after_ms,
         )
 
     async def _refuse_rollback(self) -> None:

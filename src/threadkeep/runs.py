@@ -36,7 +36,6 @@ Restore = Callable[[str, str, Row], RunRequest]
 """Makes the request of a stored run again: of which session and owner, and the run's row."""
 
 _DECIDED_BATCH = 20
-_NEVER = 2**40
 
 
 def continuation_key(run_id: str) -> str:
@@ -118,7 +117,7 @@ class Runs:
             "end_lost_turns",
             session_id="",
             stale_after=self._limits.lost_after_ms,
-            given_up_after=_NEVER,
+            given_up_after=None,
         )
 
     async def go_on_with_decided(self) -> list[Run]:

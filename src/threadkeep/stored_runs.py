@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,11 @@ from threadkeep.errors import ResponseNotFoundError
 from threadkeep.journal import Decision, ModelStep, ToolStep
 from threadkeep.response_events import RESUMED, Event
 
-POLL_SECONDS = 0.2
-"""How often a follower asks for the events of another process's run."""
+LOOK_SECONDS = 1.0
+"""How often a follower looks for events of another process's run that it heard nothing of."""
+
+WATCH_SECONDS = 30.0
+"""How long a run tells of its events after somebody elsewhere asked it to."""
 
 UNFINISHED = {"queued", "in_progress"}
 
@@ -86,14 +89,21 @@ async def follow_stored(
     Raises:
         ResponseNotFoundError: There is no such run of this owner.
     """
-    while True:
-        row = await find_run(database, run_id, owner)
-        for event in await read_events(database, run_id, owner, after):
-            after = event["sequence_number"]
-            yield event
-        if row["status"] not in UNFINISHED:
-            return
-        await asyncio.sleep(POLL_SECONDS)
+    watched_until = 0.0
+    async with database.signals(run_id) as signal:
+        while True:
+            if time.monotonic() > watched_until:
+                watched_until = time.monotonic() + WATCH_SECONDS / 2
+                await database.call(
+                    "watch_run", run_id=run_id, owner=owner, watch_for=int(WATCH_SECONDS * 1000)
+                )
+            row = await find_run(database, run_id, owner)
+            for event in await read_events(database, run_id, owner, after):
+                after = event["sequence_number"]
+                yield event
+            if row["status"] not in UNFINISHED:
+                return
+            await signal.wait(LOOK_SECONDS)
 
 
 async def stored_response(database: Database, run_id: str, owner: str) -> dict[str, Any]:

@@ -231,7 +231,7 @@ run AS (
       OR :status::text <> '' AND NOT EXISTS (
         SELECT 1 FROM threadkeep.sessions s
         WHERE s.session_id = r.session_id AND s.run_id = r.run_id)))
-  RETURNING r.stop_requested),
+  RETURNING r.stop_requested, r.followed_until > clock_timestamp() AS is_followed),
 stored AS (
   INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at)
   SELECT :session_id, session.seq - cardinality(:items::text[]) + new.place, new.data, :run_id,
@@ -268,9 +268,14 @@ asked AS (
   FROM run, unnest(:approval_ids::text[], :approval_keys::text[], :approval_calls::text[])
     AS new (approval_id, key, call)
   ON CONFLICT DO NOTHING)
-SELECT stop_requested FROM run
+SELECT stop_requested,
+       CASE WHEN is_followed THEN pg_notify(:channel, :run_id)::text END AS followers_told,
+       CASE WHEN :status::text <> '' AND EXISTS (
+         SELECT 1 FROM threadkeep.runs q WHERE q.session_id = :session_id AND q.status = 'queued')
+       THEN pg_notify(:channel, :session_id)::text END AS waiting_told
+FROM run
 UNION ALL
-SELECT '' FROM (
+SELECT '', NULL, NULL FROM (
   SELECT status FROM threadkeep.runs
   WHERE :retried::boolean AND run_id = :run_id OFFSET 0 FOR UPDATE) ended
 WHERE ended.status = :status::text AND NOT EXISTS (SELECT FROM run);
@@ -278,9 +283,10 @@ WHERE ended.status = :status::text AND NOT EXISTS (SELECT FROM run);
 -- name: release_run
 -- Gives a run up without ending it, so that another process takes it over at once.
 WITH session AS (
-  UPDATE threadkeep.sessions SET run_alive_at = '-infinity'
+  UPDATE threadkeep.sessions
+  SET run_alive_at = clock_timestamp() - :stale_after::bigint * interval '1 ms'
   WHERE session_id = :session_id AND run_id = :run_id AND run_attempt = :attempt)
-UPDATE threadkeep.runs SET alive_at = '-infinity'
+UPDATE threadkeep.runs SET alive_at = clock_timestamp() - :stale_after::bigint * interval '1 ms'
 WHERE run_id = :run_id AND attempt = :attempt AND finished_at IS NULL;
 
 -- name: claim_lost_run
@@ -312,8 +318,8 @@ RETURNING r.run_id, r.session_id, r.owner, r.status, r.idempotency_key, r.reques
 
 -- name: end_lost_turns
 -- Ends what has a session, or waits for it, when only its own process could go on with it and that gave
--- no sign of life for `stale_after` ms; or when it gave none for so long (`given_up_after`) that nobody
--- takes it over. Of one session, or of all when `session_id` is ''.
+-- no sign of life for `stale_after` ms; or when it gave none for so long (`given_up_after`, NULL for
+-- never) that nobody takes it over. Of one session, or of all when `session_id` is ''.
 WITH lost AS MATERIALIZED (
   SELECT r.run_id, r.session_id, clock_timestamp() - interval '1 ms'
          * CASE WHEN r.request IS NULL THEN :stale_after::bigint ELSE :given_up_after::bigint END AS since
@@ -345,6 +351,12 @@ SELECT run_id, session_id, status, request, request_hash, base_seq, input_count,
        (extract(epoch FROM finished_at) * 1000)::bigint AS finished_at,
        (SELECT max(e.seq) FROM threadkeep.run_events e WHERE e.run_id = r.run_id) AS last_seq
 FROM threadkeep.runs r WHERE run_id = :run_id AND owner = :owner;
+
+-- name: watch_run
+-- Says for `watch_for` ms that somebody elsewhere wants to hear of a run: a signal by its id.
+UPDATE threadkeep.runs
+SET followed_until = clock_timestamp() + :watch_for::bigint * interval '1 ms'
+WHERE run_id = :run_id AND owner = :owner AND finished_at IS NULL;
 
 -- name: find_run_by_key
 -- The run that an owner's request with this Idempotency-Key has started.

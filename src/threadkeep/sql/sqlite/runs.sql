@@ -200,9 +200,9 @@ WHERE session_id = :session_id AND run_id = :run_id AND run_attempt = :attempt A
 
 -- name: release_run
 -- Gives a run up without ending it, so that another process takes it over at once.
-UPDATE sessions SET run_alive_at = 0
+UPDATE sessions SET run_alive_at = (SELECT now FROM clock) - :stale_after
 WHERE session_id = :session_id AND run_id = :run_id AND run_attempt = :attempt;
-UPDATE runs SET alive_at = 0
+UPDATE runs SET alive_at = (SELECT now FROM clock) - :stale_after
 WHERE run_id = :run_id AND attempt = :attempt AND finished_at IS NULL;
 
 -- name: claim_lost_run
@@ -228,8 +228,8 @@ RETURNING run_id, session_id, owner, status, idempotency_key, request_hash, requ
 
 -- name: end_lost_turns
 -- Ends what has a session, or waits for it, when only its own process could go on with it and that gave
--- no sign of life for `stale_after` ms; or when it gave none for so long (`given_up_after`) that nobody
--- takes it over. Of one session, or of all when `session_id` is ''.
+-- no sign of life for `stale_after` ms; or when it gave none for so long (`given_up_after`, NULL for
+-- never) that nobody takes it over. Of one session, or of all when `session_id` is ''.
 UPDATE sessions SET run_id = NULL
 WHERE run_id IN (
   SELECT r.run_id FROM runs r
@@ -256,6 +256,12 @@ SELECT run_id, session_id, status, request, request_hash, base_seq, input_count,
        created_at, finished_at,
        (SELECT max(e.seq) FROM run_events e WHERE e.run_id = r.run_id) AS last_seq
 FROM runs r WHERE run_id = :run_id AND owner = :owner;
+
+-- name: watch_run
+-- Says for `watch_for` ms that somebody elsewhere wants to hear of a run. Here everybody hears of all.
+UPDATE runs SET followed_until = (SELECT now FROM clock) + :watch_for
+WHERE run_id = :run_id AND owner = :owner AND finished_at IS NULL
+  AND followed_until < (SELECT now FROM clock);
 
 -- name: find_run_by_key
 -- The run that an owner's request with this Idempotency-Key has started.
