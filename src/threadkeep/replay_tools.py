@@ -36,6 +36,7 @@ from agents.tool_context import ToolContext
 
 from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
+from threadkeep.mend import UNKNOWN_OUTCOME
 
 Decision = Literal["run_again", "unknown"]
 """What becomes of a call in doubt: it is made again, or the model is told that nobody knows."""
@@ -117,9 +118,6 @@ class NotRecordedError(AgentsException):
 
 ToolResult = _FunctionToolInvocationResult
 """A tool's output, and whether the SDK made it of an error."""
-
-UNKNOWN_OUTCOME = "outcome unknown"
-"""The output of a call of which nobody can say whether it happened."""
 
 Marked = TypeVar("Marked", bound=Callable[..., Any] | FunctionTool)
 
