@@ -129,7 +129,7 @@ SEARCH = {"type": "web_search_call", "id": "ws_1", "status": "completed"}
             [user(), user()],
             id="a click, whose output would be a picture",
         ),
-        pytest.param([thought(), call(call_id=None), said()], [said()], id="a call without id"),  # type: ignore[arg-type]
+        pytest.param([thought(), call(call_id=None), said()], [said()], id="a call without id"),
         pytest.param(
             [call(caller={"type": "program", "caller_id": "p"})],
             [

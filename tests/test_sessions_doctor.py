@@ -208,6 +208,25 @@ async def test_what_was_changed_meanwhile_is_looked_at_again(database: Database)
     assert await Session(done.fork_id, database=database).get_items() == whole
 
 
+async def test_appends_beside_a_repair_are_kept(database: Database) -> None:
+    """Whichever the database takes first."""
+    for number in range(8):
+        session = Session(f"s{number}", database=database)
+        await session.add_items([user("a"), call("1")])
+        texts = [f"{n}" for n in range(6)]
+        appends = [session.add_items([user(text)]) for text in texts]
+        (done,), *_ = await asyncio.gather(
+            checkups(database, session.session_id, repair=True), *appends
+        )
+        items: list[Any] = await session.get_items()
+        assert done.outcome == "repaired"
+        assert items[:3] == [user("a"), call("1"), closing("1")]
+        assert sorted(item["content"] for item in items[3:]) == texts
+        assert await checkups(database, session.session_id) == [
+            Checkup(session.session_id, "sound")
+        ]
+
+
 async def test_what_heals_or_goes_meanwhile_is_left_as_it_is(database: Database) -> None:
     """No fork is made of it."""
     session = Session("s", database=database)

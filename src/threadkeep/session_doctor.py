@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from agents import TResponseInputItem
 from uuid_utils import uuid7
@@ -267,6 +267,6 @@ def _miscounted(head: int, seqs: Sequence[int]) -> Iterator[str]:
         yield f"counts {head} items, and the last one is {newest}"
 
 
-def _told(what: str, numbers: Sequence[Any]) -> str:
+def _told(what: str, numbers: Sequence[str]) -> str:
     more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
     return f"{what}: {', '.join(numbers[:_SHOWN])}{more}"
