@@ -55,8 +55,8 @@ from pydantic import BaseModel, TypeAdapter
 from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
 from threadkeep.journal import Decision, InDoubtError, Journal, ModelStep, ToolStep
+from threadkeep.mend import UNKNOWN_OUTCOME
 from threadkeep.replay_tools import (
-    UNKNOWN_OUTCOME,
     Attempt,
     NotRecordedError,
     Place,

@@ -37,6 +37,7 @@ from agents.tool_context import ToolContext
 from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
 from threadkeep.journal import Decision, InDoubtError, Journal, ToolStep
+from threadkeep.mend import UNKNOWN_OUTCOME
 
 
 class NotRecordedError(AgentsException):
@@ -45,9 +46,6 @@ class NotRecordedError(AgentsException):
 
 ToolResult = _FunctionToolInvocationResult
 """A tool's output, and whether the SDK made it of an error."""
-
-UNKNOWN_OUTCOME = "outcome unknown"
-"""The output of a call of which nobody can say whether it happened."""
 
 Marked = TypeVar("Marked", bound=Callable[..., Any] | FunctionTool)
 

@@ -26,6 +26,7 @@ from threadkeep.history import (
     encode_items,
     read_history,
 )
+from threadkeep.mend import mended
 
 TITLE_LENGTH = 80
 """Of a title made from the first message, in characters."""
@@ -105,22 +106,15 @@ class Session:
 
         Args:
             limit: How many at most. None: the settings' limit, else all.
-            wrapper: The run's context; the Runner passes it.
+            wrapper: The run's context; the Runner passes it. What it reads for its model has no
+                half turns in it: see `threadkeep.mend`.
 
         Raises:
             SessionNotFoundError: The session is another owner's.
             DatabaseError: It could not be read.
         """
-        limit = self._limit(limit)
-        if limit == 0:
-            return []
-        database = self._open_database()
-        if limit is not None and not cache_of(database).get(self.session_id, self._owner).count:
-            newest = await self._read_newest(database, limit)
-            if newest is not None:
-                return newest
-        history = await read_history(database, self.session_id, self._owner)
-        return history.items(limit)
+        items = await self._read(self._limit(limit))
+        return mended(items) if self._is_for_a_model(limit, wrapper) else items
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
@@ -218,6 +212,30 @@ class Session:
         if limit is not None and limit < 0:
             raise InvalidInputError("limit must be 0 or more.", param="limit")
         return limit
+
+    def _is_for_a_model(self, limit: int | None, wrapper: RunContextWrapper[Any] | None) -> bool:
+        """Whether the Runner reads what its model is to see.
+
+        It also looks for what it has stored, among the newest items: when it takes them back, and
+        when a run is resumed. These must be as they are stored. A limit tells: for a model there is
+        none but that of the settings, and nothing was asked yet. Where the run itself has set one,
+        the SDK leaves out half turns.
+        """
+        if wrapper is None or limit is None:
+            return wrapper is not None
+        begun = bool(wrapper.turn_input or wrapper.usage.requests)
+        return self._settings is not None and limit == self._settings.limit and not begun
+
+    async def _read(self, limit: int | None) -> list[TResponseInputItem]:
+        if limit == 0:
+            return []
+        database = self._open_database()
+        if limit is not None and not cache_of(database).get(self.session_id, self._owner).count:
+            newest = await self._read_newest(database, limit)
+            if newest is not None:
+                return newest
+        history = await read_history(database, self.session_id, self._owner)
+        return history.items(limit)
 
     async def _read_newest(self, database: Database, limit: int) -> list[TResponseInputItem] | None:
         """The newest items without the rest; None when damage among them asks for a full read."""

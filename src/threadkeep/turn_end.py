@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from threadkeep.journal import ToolStep
-from threadkeep.replay_tools import UNKNOWN_OUTCOME, ToolFailedError, decode_outcome
+from threadkeep.mend import UNKNOWN_OUTCOME
+from threadkeep.replay_tools import ToolFailedError, decode_outcome
 from threadkeep.response_events import new_id
 
 NOT_MADE = "not made: the turn ended before"
