@@ -37,7 +37,7 @@ from openai.types.responses import (
 )
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
-from threadkeep.session import text_of
+from threadkeep.titles import text_of
 
 PLACEHOLDER = "__fake_id__"
 

@@ -34,9 +34,8 @@ from threadkeep import Session
 from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import DatabaseBusyError
-from threadkeep.history import encode_items
+from threadkeep.history import encode_items, new_epoch
 from threadkeep.mend import UNKNOWN_OUTCOME, Flaw, mend, mended
-from threadkeep.session import new_epoch
 from threadkeep.settings import DatabaseSettings
 
 QUIET = RunConfig(tracing_disabled=True)

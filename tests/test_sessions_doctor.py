@@ -20,9 +20,8 @@ from threadkeep import Session, session_doctor
 from threadkeep.connect import connect
 from threadkeep.database import Database, Row, Value
 from threadkeep.errors import NotFoundError
-from threadkeep.history import encode_items
+from threadkeep.history import encode_items, new_epoch
 from threadkeep.mend import mended
-from threadkeep.session import new_epoch
 from threadkeep.session_doctor import Checkup, SilentRun, examine, silent_runs
 from threadkeep.settings import DatabaseSettings
 

@@ -16,10 +16,11 @@ from threadkeep.history import (
     absorb,
     cache_of,
     encode_items,
+    new_epoch,
     read_history,
 )
-from threadkeep.session import new_epoch, title_of
 from threadkeep.stored_runs import Steps, read_steps
+from threadkeep.titles import title_of
 from threadkeep.turn import has_whole_view, plan_turn
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from agents import RunContextWrapper, TResponseInputItem
 
@@ -131,6 +133,13 @@ class AsyncDatabricksSession(Session):
         """As `Session.clear_session`. The original's history is not adopted again."""
         await self._touch()
         await super().clear_session()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Self]:
+        """As `Session.turn`."""
+        await self._touch()
+        async with super().turn():
+            yield self
 
     async def close(self) -> None:
         """Closes a pool of its own; a shared one stays, as the next request needs it."""

@@ -11,6 +11,7 @@ import json
 import logging
 import marshal
 import re
+import secrets
 import threading
 import weakref
 from bisect import bisect_right
@@ -281,3 +282,8 @@ async def read_history(database: Database, session_id: str, owner: str) -> Histo
         **asdict(known.position),
     )
     return absorb(database, session_id, owner, known, rows)
+
+
+def new_epoch() -> int:
+    """A random 63-bit number: the next epoch of a session."""
+    return secrets.randbits(63)

@@ -59,12 +59,14 @@ class End:
         open: Whether another run can go on with its turn.
         open_hash: Of the input that does so when it is sent again; None: only a decision does.
         asked: The calls that somebody has to decide about, by the ids of their approvals.
+        title: Of its session, if that has none.
     """
 
     status: str
     open: bool = False
     open_hash: str | None = None
     asked: Mapping[str, ToolStep] | None = None
+    title: str | None = None
 
 
 class RunLog:
@@ -230,13 +232,13 @@ class RunLog:
         """
         await self._write()
 
-    async def finish(self, end: End, final: Event) -> None:
+    async def finish(self, end: End, *final: Event) -> None:
         """Stores what is left, the last event and the end of the run, together.
 
         Raises:
             RunLostError: The run is another process's now; nothing was written.
         """
-        await self._write([final], end)
+        await self._write(final, end)
 
     async def release(self) -> None:
         """Stores what is left, and gives the run to whoever takes it over.
@@ -338,6 +340,7 @@ def _end_columns(end: End) -> dict[str, str | int | list[str] | None]:
     asked = end.asked or {}
     return {
         "status": end.status,
+        "title": end.title,
         "open": int(end.open),
         "open_hash": end.open_hash,
         "approval_ids": list(asked),

@@ -18,10 +18,9 @@ from uuid_utils import uuid7
 
 from threadkeep.database import Database, Row
 from threadkeep.errors import NotFoundError
-from threadkeep.history import decode_item, json_text
+from threadkeep.history import decode_item, json_text, new_epoch
 from threadkeep.mend import mend
 from threadkeep.run_log import LOST_AFTER_MS
-from threadkeep.session import new_epoch
 
 PAGE = 500
 """Ids that are listed at once."""

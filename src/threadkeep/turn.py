@@ -18,7 +18,8 @@ from threadkeep.errors import InvalidInputError, ModelError
 from threadkeep.history import encode_items
 from threadkeep.mend import is_callers, mended
 from threadkeep.response_events import PLACEHOLDER_ID, with_id
-from threadkeep.session import Session, text_of
+from threadkeep.session import Session
+from threadkeep.titles import text_of
 
 
 @dataclass(frozen=True)

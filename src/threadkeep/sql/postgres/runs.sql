@@ -210,6 +210,7 @@ WITH session AS (
       run_items = greatest(run_items, :first_item::bigint + cardinality(:items::text[])),
       run_alive_at = clock_timestamp(),
       run_id = CASE WHEN :status::text = '' THEN run_id END,
+      title = coalesce(title, :title::text),
       open_run_id = CASE WHEN :open::bigint = 1 THEN run_id END,
       open_hash = :open_hash::text,
       open_epoch = epoch,

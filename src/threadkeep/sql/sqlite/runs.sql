@@ -149,6 +149,7 @@ WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id
 UPDATE sessions
 SET seq = seq + max(0, :first_item + json_array_length(:items) - run_items),
     run_items = max(run_items, :first_item + json_array_length(:items)),
+    title = coalesce(title, :title),
     run_alive_at = (SELECT now FROM clock),
     updated_at = CASE WHEN json_array_length(:items) > 0 THEN (SELECT now FROM clock)
                       ELSE updated_at END
