@@ -107,11 +107,11 @@ class AsyncDatabricksSession(Session):
     ) -> list[TResponseInputItem]:
         """As `Session.get_items`."""
         touched = self._touched
-        items = await super().get_items(limit)
+        items = await super().get_items(limit, wrapper=wrapper)
         if items or touched or self._limit(limit) == 0:
             self._touched = touched or bool(items)
             return items
-        return await super().get_items(limit) if await self._touch() else items
+        return await super().get_items(limit, wrapper=wrapper) if await self._touch() else items
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None

@@ -103,6 +103,24 @@ def decode_item(text: str) -> dict[str, Any] | None:
     return item if isinstance(item, dict) else None
 
 
+def without_lone_outputs(items: Iterable[TResponseInputItem]) -> list[TResponseInputItem]:
+    """The items without the tool outputs that have no call before them.
+
+    A call may be damaged, or cleared away while its tool ran. No model takes an output alone, so it
+    would make every turn to come fail. (Calls without their output are left out by the SDK.)
+    """
+    calls: set[tuple[object, object]] = set()
+    kept = []
+    for item in items:
+        kind, call_id = str(item.get("type")), item.get("call_id")
+        if kind.endswith("_call"):
+            calls.add((kind, call_id))
+        is_output = kind.endswith("_call_output") and call_id is not None
+        if not is_output or (kind.removesuffix("_output"), call_id) in calls:
+            kept.append(item)
+    return kept
+
+
 @dataclass(frozen=True)
 class Position:
     """Up to where a history was read: a session's epoch, a seq, and the time of the item there.

@@ -25,6 +25,7 @@ from threadkeep.history import (
     decode_item,
     encode_items,
     read_history,
+    without_lone_outputs,
 )
 
 TITLE_LENGTH = 80
@@ -105,7 +106,8 @@ class Session:
 
         Args:
             limit: How many at most. None: the settings' limit, else all.
-            wrapper: The run's context; the Runner passes it.
+            wrapper: The run's context; the Runner passes it. A run that reads all gets no tool
+                output whose call is gone, since no model takes one.
 
         Raises:
             SessionNotFoundError: The session is another owner's.
@@ -120,7 +122,10 @@ class Session:
             if newest is not None:
                 return newest
         history = await read_history(database, self.session_id, self._owner)
-        return history.items(limit)
+        # With a limit the SDK leaves them out itself, and it counts on the exact items to find out
+        # whether a write of its own has succeeded.
+        for_a_model = wrapper is not None and limit is None
+        return without_lone_outputs(history.items()) if for_a_model else history.items(limit)
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 from agents import RunContextWrapper, SessionSettings, TResponseInputItem
 
 from threadkeep.errors import InvalidInputError, ModelError
-from threadkeep.history import encode_items
+from threadkeep.history import encode_items, without_lone_outputs
 from threadkeep.response_events import PLACEHOLDER_ID, with_id
 from threadkeep.session import Session, text_of
 
@@ -198,8 +198,10 @@ class TurnSession:
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> list[TResponseInputItem]:
-        """The items before this turn, and what the Runner has added."""
-        return self._items[0 if limit is None else max(0, len(self._items) - limit) :]
+        """The items before this turn, and what the Runner has added; as `Session.get_items`."""
+        if limit is None:
+            return without_lone_outputs(self._items)
+        return self._items[max(0, len(self._items) - limit) :]
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
