@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from agents import TResponseInputItem
 from agents.memory import Session
 
 from threadkeep.testing.check import (
@@ -104,10 +105,13 @@ async def readers_see_it_grow_at_its_end(trial: Trial) -> None:
     batches = [numbered(f"batch {number}", 3) for number in range(12)]
     written = asyncio.Event()
 
+    async def add(writer: Session, own: Sequence[list[TResponseInputItem]]) -> None:
+        for batch in own:
+            await writer.add_items(batch)
+
     async def write() -> None:
-        adding = (writers[n % 2].add_items(batch) for n, batch in enumerate(batches))
         try:
-            await together(*adding)
+            await together(add(writers[0], batches[::2]), add(writers[1], batches[1::2]))
         finally:
             written.set()
 
