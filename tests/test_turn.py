@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from threadkeep.errors import InvalidInputError
-from threadkeep.turn import plan_turn
+from threadkeep.session import Session
+from threadkeep.turn import TurnSession, plan_turn
 
 
 def user(text: str) -> Any:
@@ -90,3 +91,11 @@ def test_what_no_model_could_answer_is_refused(request_items: list[Any], code: s
     with pytest.raises(InvalidInputError) as caught:
         plan_turn([], request_items)
     assert caught.value.code == code
+
+
+async def test_a_run_gets_no_tool_output_whose_call_is_gone() -> None:
+    """Its call may be damaged, or the output may come from elsewhere; no model takes it alone."""
+    async with Session("s", database="sqlite://") as session:
+        turn = TurnSession(session, [output("1"), user("a"), call("2"), output("2")], None)
+        assert await turn.get_items() == [user("a"), call("2"), output("2")]
+        assert await turn.get_items(limit=1) == [output("2")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from inspect import cleandoc, isawaitable
 from typing import Any
@@ -34,16 +35,19 @@ class Trial:
     Args:
         make: Makes a Session by its id.
         damage: Damages what is stored, for the checks that need it.
+        running: Closes the Sessions that were made, where they have a `close`.
 
     Attributes:
         session_id: The session of this check, which nobody has used before.
     """
 
-    def __init__(self, make: SessionFactory, damage: Damage | None = None) -> None:
+    def __init__(
+        self, make: SessionFactory, damage: Damage | None, running: AsyncExitStack
+    ) -> None:
         self.session_id = f"conformance-{uuid4()}"
         self._make = make
         self._damage = damage
-        self._made: list[Session] = []
+        self._running = running
 
     async def session(self, suffix: str = "") -> Session:
         """A new Session object.
@@ -52,7 +56,9 @@ class Trial:
             suffix: Makes it another session: it is put behind the session id.
         """
         session = await self._make(self.session_id + suffix)
-        self._made.append(session)
+        close = getattr(session, "close", None)
+        if callable(close):
+            self._running.push_async_callback(_close, close)
         return session
 
     async def add_damaged(self, item: TResponseInputItem) -> None:
@@ -61,14 +67,6 @@ class Trial:
             raise TypeError("This check needs `damage`.")
         await (await self.session()).add_items([item])
         await self._damage(self.session_id)
-
-    async def close(self) -> None:
-        """Closes the Sessions that were made, where they have a `close`."""
-        for session in self._made:
-            close = getattr(session, "close", None)
-            closing = close() if callable(close) else None
-            if isawaitable(closing):
-                await closing
 
 
 @dataclass(frozen=True)
@@ -100,11 +98,8 @@ class Check:
         Raises:
             NonconformanceError: It is not as claimed. What a Session raises itself is let through.
         """
-        trial = Trial(make, damage)
-        try:
-            await self.function(trial)
-        finally:
-            await trial.close()
+        async with AsyncExitStack() as running:
+            await self.function(Trial(make, damage, running))
 
 
 class CheckList(list[Check]):
@@ -189,6 +184,13 @@ def expect_whole(found: Sequence[object], batches: Sequence[list[TResponseInputI
         )
     count = sum(len(batch) for batch in batches)
     expect(len(texts) == count, f"there are {len(texts)} items where {count} were added")
+
+
+async def _close(close: Callable[[], object]) -> None:
+    """Calls the `close` of a Session, which may be a coroutine function or not."""
+    closing = close()
+    if isawaitable(closing):
+        await closing
 
 
 def _text(item: object) -> str:
