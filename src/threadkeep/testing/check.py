@@ -78,12 +78,14 @@ class Check:
         area: What it is about: one word or two.
         claim: What the Session should do, in a sentence or two.
         function: Tries it; raises when it is not so.
+        rounds: How often it is tried, each time with a session of its own.
     """
 
     name: str
     area: str
     claim: str
     function: Callable[[Trial], Awaitable[None]]
+    rounds: int = 1
 
     def __str__(self) -> str:
         return self.name
@@ -98,19 +100,22 @@ class Check:
         Raises:
             NonconformanceError: It is not as claimed. What a Session raises itself is let through.
         """
-        async with AsyncExitStack() as running:
-            await self.function(Trial(make, damage, running))
+        for _ in range(self.rounds):
+            async with AsyncExitStack() as running:
+                await self.function(Trial(make, damage, running))
 
 
 class CheckList(list[Check]):
     """The checks of a module, in the order they are written."""
 
-    def add(self, area: str) -> Callable[[Callable[[Trial], Awaitable[None]]], Check]:
+    def add(
+        self, area: str, *, rounds: int = 1
+    ) -> Callable[[Callable[[Trial], Awaitable[None]]], Check]:
         """Makes a check of a function: its name becomes the name, its docstring the claim."""
 
         def make(function: Callable[[Trial], Awaitable[None]]) -> Check:
             claim = " ".join(cleandoc(function.__doc__ or "").split())
-            check = Check(function.__name__.replace("_", " "), area, claim, function)
+            check = Check(function.__name__.replace("_", " "), area, claim, function, rounds)
             self.append(check)
             return check
 
