@@ -84,7 +84,7 @@ async def main() -> None:
         for name, backend in (("SQLite", SQLite(folder / "ours.db")), ("Postgres", server)):
             database = new_postgres(backend) if isinstance(backend, str) else backend
             async with ours(database) as (make, damage):
-                columns[f"threadkeep, {name}"] = await reasons(make, damage)
+                columns[f"ours, {name}"] = await reasons(make, damage)
         for name, kind in SQLITE_SESSIONS.items():
             columns[name] = await reasons(*in_a_file(kind, folder / f"{name}.db"))
         columns["SQLAlchemy, SQLite"] = await reasons(
@@ -228,7 +228,7 @@ def original_session() -> dict[str, dict[str, str]]:
 
 def table(columns: dict[str, Reasons]) -> str:
     """A row for each check, a column for each kind of Session."""
-    lines = [f"| | {' | '.join(columns)} |", f"|---|{':-:|' * len(columns)}"]
+    lines = [f"| check | {' | '.join(columns)} |", f"|---|{':-:|' * len(columns)}"]
     area = ""
     for check in EVERY_CHECK:
         if check.area != area:
