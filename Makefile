@@ -19,8 +19,9 @@ fix:    ## format, and mend what ruff can mend
 	uv run --group dev ruff check --fix .
 	uv run --group dev ruff format .
 
-bench:  ## size, start, memory, and what the embedded model remembers
+bench:  ## size, start, memory, what the embedded model remembers, and Sessions side by side
 	uv run --group dev python benchmarks/footprint.py
 	uv run --group dev python benchmarks/sessions.py
 	uv run --group dev python benchmarks/dialogues.py --direct
 	uv run --group dev python benchmarks/interop.py
+	uv run --group dev --group benchmarks python benchmarks/conformance.py

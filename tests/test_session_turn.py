@@ -1,4 +1,4 @@
-"""`async with session.turn()`: a turn has its session for itself, and is stored whole or not at all."""
+"""`async with session.turn()`: a turn has its session for itself, and is stored whole or not."""
 
 from __future__ import annotations
 
@@ -57,10 +57,14 @@ async def test_a_turn_that_raises_leaves_nothing(new_database: NewDatabase) -> N
     """Neither items, nor a session that was not there before."""
     database = new_database()
     session = Session("s", database=database)
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail() -> None:
         async with session.turn():
             await session.add_items([user("1")])
-            _ = 1 / 0
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
     assert await session.get_items() == []
     assert await database.call("get_session", session_id="s", owner="") == []
     async with session.turn():
@@ -114,20 +118,19 @@ async def test_who_has_died_holds_up_nobody(new_database: NewDatabase, backend: 
         async with other.turn():
             await other.add_items([user("2")])
 
-    with pytest.raises(RunLostError):
+    async def sleep() -> None:
         async with asleep.turn():
             await asleep.add_items([user("1")])
             taking = asyncio.create_task(take())
             while not taking.done():  # again and again: it does give signs of life
-                await asyncio.to_thread(
-                    backend.execute, f"UPDATE threadkeep.sessions SET run_alive_at = {long_ago}"
-                )
-                await asyncio.to_thread(
-                    backend.execute,
-                    f"UPDATE threadkeep.runs SET alive_at = {long_ago} WHERE status = 'in_progress'",
-                )
+                for where in ("sessions SET run_", "runs SET "):
+                    sql = f"UPDATE threadkeep.{where}alive_at = {long_ago}"
+                    await asyncio.to_thread(backend.execute, sql)
                 await asyncio.sleep(0.05)
             await taking
+
+    with pytest.raises(RunLostError):
+        await sleep()
     assert await other.get_items() == [user("2")]
 
 

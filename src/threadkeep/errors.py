@@ -185,3 +185,7 @@ class ClosedError(ThreadkeepError):
 
 class ModelError(ThreadkeepError):
     """The model did not answer. Nothing of the turn was kept if no tool had started."""
+
+
+class NonconformanceError(ThreadkeepError, AssertionError):
+    """A Session does not do what a check of `threadkeep.testing` claims. The message says what."""
