@@ -126,7 +126,6 @@ class RunLog:
     def add_items(self, items: Sequence[str]) -> None:
         """Takes items that are to be stored, as JSON."""
         self._items += items
-        self._added += 1
 
     def drop_items(self) -> None:
         """Forgets items that were not stored yet."""
@@ -160,6 +159,7 @@ class RunLog:
             DatabaseError: It could not be stored.
         """
         self._models.append(step)
+        self._added += 1
         for intent in intents:
             self._put(intent)
         await self._store_now()
@@ -209,7 +209,11 @@ class RunLog:
         last = time.monotonic()
         while True:
             await asyncio.sleep(min(FLUSH_SECONDS, self._silence))
-            waiting = self._stored < self._added or len(self._events) > self._events_stored
+            waiting = (
+                self._stored < self._added
+                or len(self._events) > self._events_stored
+                or len(self._items) > self._items_stored
+            )
             if not waiting and time.monotonic() - last < self._silence:
                 continue
             last = time.monotonic()
