@@ -112,6 +112,7 @@ class RunLog:
         self._lost_after_ms = lost_after_ms
         self._silence = lost_after_ms / 1000 / _SIGNS_OF_LIFE
         self._added = self._stored = 0
+        self._last_write = time.monotonic()
         self._writing = asyncio.Lock()
         self._written = asyncio.Event()
 
@@ -206,19 +207,13 @@ class RunLog:
 
     async def keep_up(self) -> None:
         """Stores what comes. Returns when the run is to stop: it was asked to, or lost."""
-        last = time.monotonic()
         while True:
             await asyncio.sleep(min(FLUSH_SECONDS, self._silence))
-            waiting = (
-                self._stored < self._added
-                or len(self._events) > self._events_stored
-                or len(self._items) > self._items_stored
-            )
-            if not waiting and time.monotonic() - last < self._silence:
-                continue
-            last = time.monotonic()
             try:
-                await self._write()
+                async with self._writing:
+                    if not self._has_news():
+                        continue
+                    await self._write_locked()
             except RunLostError:
                 return
             except DatabaseError:
@@ -227,6 +222,14 @@ class RunLog:
                 return
             if self.stop_asked:
                 await self._refuse_rollback()
+
+    def _has_news(self) -> bool:
+        return (
+            self._stored < self._added
+            or len(self._events) > self._events_stored
+            or len(self._items) > self._items_stored
+            or time.monotonic() - self._last_write >= self._silence
+        )
 
     async def flush(self) -> None:
         """Stores what is left.
@@ -282,6 +285,7 @@ class RunLog:
     async def _write_locked(self, more: Sequence[Event] = (), end: End | None = None) -> None:
         if self.lost:
             raise RunLostError
+        self._last_write = time.monotonic()
         added, until, count = self._added, len(self._events), len(self._items)
         models, tools = list(self._models), dict(self._tools)
         events = [*self._events[self._events_stored : until], *more]
