@@ -40,6 +40,7 @@ from threadkeep.errors import (
     RunLostError,
     RunStoppedError,
     RunTimeoutError,
+    ServerStoppingError,
     SessionBusyError,
     SessionNotFoundError,
 )
@@ -167,7 +168,11 @@ class Run:
         }
 
     async def follow(self, after: int = -1) -> AsyncIterator[Event]:
-        """Its events behind a sequence number, to the last, as they come."""
+        """Its events behind a sequence number, to the last, as they come.
+
+        Raises:
+            ServerStoppingError: It was handed over, and goes on elsewhere.
+        """
         position = after + 1
         while True:
             news = self._news
@@ -177,6 +182,8 @@ class Run:
             if self.finished:
                 break
             await news.wait()
+        if self._end_asked == "left":
+            raise ServerStoppingError
         if self.left:
             where = (self._database, self.run_id, self.request.owner)
             async for event in follow_stored(*where, position - 1):
@@ -259,12 +266,9 @@ class Run:
             if how != "enqueue":
                 for holder in before:
                     holder.give_way(how)
-            moves = asyncio.ensure_future(self._line.moves())
-            try:
-                await self._tell_that_it_waits()
-                await moves
-            finally:
-                moves.cancel()
+            moved = self._line.moved
+            await self._tell_that_it_waits()
+            await moved.wait()
 
     async def _outcome(self) -> End | None:
         """How the turn ended; what it leaves behind is put in order. None: it goes on elsewhere."""
@@ -530,7 +534,9 @@ class Run:
     async def _end(self, end: End | None) -> None:
         """Stores the end, then tells it."""
         if not self._is_stored:
-            self._tell_end(end.status if end else "cancelled")
+            if end is None:
+                self._fail(ServerStoppingError())
+            self._tell_end(end.status if end else "failed")
             return
         try:
             if end is None:

@@ -7,6 +7,7 @@ the database. Runs that lost their process are taken over, and made again from t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
@@ -15,6 +16,8 @@ from agents import RunConfig
 
 from threadkeep.database import Database, Row
 from threadkeep.errors import (
+    ConflictError,
+    DuplicateError,
     IdempotencyKeyError,
     ResponseNotFoundError,
     ServerStoppingError,
@@ -120,7 +123,7 @@ class Runs:
             given_up_after=None,
         )
 
-    async def go_on_with_decided(self) -> list[Run]:
+    async def go_on_with_decided(self) -> None:
         """Goes on with turns whose approvals are all decided, and nobody went on with.
 
         Raises:
@@ -129,7 +132,9 @@ class Runs:
         rows = await self._database.call(
             "list_decided_runs", stale_after=self._limits.lost_after_ms, limit=_DECIDED_BATCH
         )
-        return [await self.go_on_with(row["run_id"], row["owner"]) for row in rows]
+        for row in rows:
+            with contextlib.suppress(ConflictError, DuplicateError):  # somebody else was faster
+                await self.go_on_with(row["run_id"], row["owner"])
 
     async def go_on_with(self, run_id: str, owner: str) -> Run:
         """Takes up the turn of a run that has ended before the turn was done, in a new run.
@@ -182,7 +187,7 @@ class Runs:
         if run is not None:
             return run.follow(after)
         await find_run(self._database, run_id, owner)
-        return follow_stored(self._database, run_id, owner, after)
+        return follow_stored(self._database, run_id, owner, after, lambda: self._stopping)
 
     async def ended_at(self, run_id: str, owner: str) -> int | None:
         """The sequence number of the last event of a run that has ended, else None.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from threadkeep.database import Database, Row
-from threadkeep.errors import ResponseNotFoundError
+from threadkeep.errors import ResponseNotFoundError, ServerStoppingError
 from threadkeep.journal import Decision, ModelStep, ToolStep
 from threadkeep.response_events import RESUMED, Event
 
@@ -82,12 +82,24 @@ async def find_run(database: Database, run_id: str, owner: str) -> Row:
 
 
 async def follow_stored(
-    database: Database, run_id: str, owner: str, after: int
+    database: Database,
+    run_id: str,
+    owner: str,
+    after: int,
+    is_stopping: Callable[[], bool] = bool,
 ) -> AsyncIterator[Event]:
     """The events of a stored run behind a sequence number, to the last, as they are stored.
 
+    Args:
+        database: Where it is stored.
+        run_id: The run.
+        owner: Whose it is; '' is nobody's.
+        after: The sequence number.
+        is_stopping: Whether this process stops, so that nobody can be waited for.
+
     Raises:
         ResponseNotFoundError: There is no such run of this owner.
+        ServerStoppingError: This process stops.
     """
     watched_until = 0.0
     async with database.signals(run_id) as signal:
@@ -104,6 +116,8 @@ async def follow_stored(
             if row["status"] not in UNFINISHED:
                 return
             await signal.wait(LOOK_SECONDS)
+            if is_stopping():
+                raise ServerStoppingError
 
 
 async def stored_response(database: Database, run_id: str, owner: str) -> dict[str, Any]:

@@ -14,10 +14,10 @@ _logger = logging.getLogger("threadkeep")
 
 
 async def take_over_all(runs: Runs) -> int:
-    """Takes over the runs that lost their process, and those whose approvals are decided.
+    """Takes over the runs that lost their process, and goes on with turns that are decided.
 
     Returns:
-        How many there were.
+        How many runs were taken over.
 
     Raises:
         DatabaseError: It could not be done.
@@ -27,7 +27,8 @@ async def take_over_all(runs: Runs) -> int:
     while (run := await runs.take_over()) is not None:
         _logger.warning("Run %s lost its process, and goes on here.", run.run_id)
         count += 1
-    return count + len(await runs.go_on_with_decided())
+    await runs.go_on_with_decided()
+    return count
 
 
 async def keep_taking_over(runs: Runs, pause_seconds: float) -> None:

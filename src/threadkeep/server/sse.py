@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from starlette.responses import StreamingResponse
 
-from threadkeep.errors import ThreadkeepError
+from threadkeep.errors import ServerStoppingError, ThreadkeepError
 from threadkeep.failures import describe
 from threadkeep.history import json_text
 from threadkeep.response_events import Event
@@ -58,6 +58,8 @@ async def _frames(events: AsyncIterator[Event]) -> AsyncIterator[str]:
                 yield ": ping\n\n"
             else:
                 yield f"id: {event['sequence_number']}\ndata: {json_text(event)}\n\n"
+    except ServerStoppingError:
+        return  # without an end: the run goes on, and whoever comes back follows it elsewhere
     except ThreadkeepError as error:  # its run was deleted, or the database is gone
         failure = describe(error)
         said = {"type": "error", "code": failure.code, "message": failure.message, "param": None}
