@@ -334,8 +334,7 @@ class Run:
 
     async def _stop_storing(self) -> None:
         if self._storing is not None:
-            self._storing.cancel()
-            await asyncio.gather(self._storing, return_exceptions=True)
+            await self._log.stop_keeping_up(self._storing)
 
     def _storing_ended(self, storing: asyncio.Task[None]) -> None:
         """The log ends by itself when somebody else wants the run to stop, or has taken it over."""
