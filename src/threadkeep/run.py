@@ -252,19 +252,16 @@ class Run:
 
     async def _wait_in_line(self) -> None:
         """Waits for the runs of this process that came before."""
-        how = self.request.concurrency
+        how, moved = self.request.concurrency, self._line.moved
         while before := self._line.before(self._place_in_line):
             if how == "reject":
                 raise SessionBusyError
             if how != "enqueue":
                 for holder in before:
                     holder.give_way(how)
-            moves = asyncio.ensure_future(self._line.moves())
-            try:
-                await self._tell_that_it_waits()
-                await moves
-            finally:
-                moves.cancel()
+            await self._tell_that_it_waits()
+            await moved.wait()
+            moved = self._line.moved
 
     async def _outcome(self) -> End | None:
         """How the turn ended; what it leaves behind is put in order. None: it goes on elsewhere."""

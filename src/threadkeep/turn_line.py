@@ -33,11 +33,14 @@ class Place:
 class TurnLine:
     """The runs of this process that want one session. An asyncio.Lock would do, were a place in its
     line to be had without waiting for it: what a run does before it waits must not cost its place.
+
+    Attributes:
+        moved: Set when somebody leaves. Each time it is another one: take it first, then look.
     """
 
     def __init__(self) -> None:
         self._places: deque[Place] = deque()
-        self._moved = asyncio.Event()
+        self.moved = asyncio.Event()
 
     def enter(self, holder: Holder, *, first: bool = False) -> Place:
         """Takes the last place, or the first, for what has the session already."""
@@ -51,13 +54,9 @@ class TurnLine:
     def leave(self, place: Place) -> None:
         """Gives up a place, wherever in line it is."""
         self._places.remove(place)
-        self._moved.set()
-        self._moved = asyncio.Event()
+        self.moved.set()
+        self.moved = asyncio.Event()
 
     def before(self, place: Place) -> list[Holder]:
         """Who comes before a place."""
         return [other.holder for other in self._places][: self._places.index(place)]
-
-    async def moves(self) -> None:
-        """Returns when somebody has left."""
-        await self._moved.wait()
