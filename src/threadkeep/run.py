@@ -129,6 +129,7 @@ class Run:
         self._asked: dict[str, ToolStep] = {}
         self._end_asked: str | None = None
         self._is_stored = taken_over is not None
+        self._queued = False
         self._way_asked = False
         self._listening = AsyncExitStack()
         self._freed: Signal | None = None
@@ -253,13 +254,14 @@ class Run:
     async def _wait_in_line(self) -> None:
         """Waits for the runs of this process that came before."""
         how, moved = self.request.concurrency, self._line.moved
-        while before := self._line.before(self._place_in_line):
+        while self._line.before(self._place_in_line):
             if how == "reject":
                 raise SessionBusyError
+            await self._queue()
             if how != "enqueue":
-                for holder in before:
+                for holder in self._line.before(self._place_in_line):
                     holder.give_way(how)
-            await self._tell_that_it_waits()
+            self._tell_that_it_waits()
             await moved.wait()
             moved = self._line.moved
 
@@ -351,9 +353,9 @@ class Run:
             created=json_text(self._events[0]),
         )
 
-    async def _tell_that_it_waits(self) -> None:
-        """Makes a run that has to wait known to other processes, and its client go on."""
-        if self.received.done():
+    async def _queue(self) -> None:
+        """Stores a run that has to wait. Only then may it push: what is refused stops nobody."""
+        if self._queued:
             return
         request, entrant = self.request, self._entrant()
         if not request.store:
@@ -375,17 +377,22 @@ class Run:
             if not rows[0]["stored"]:
                 raise QueueFullError(self._limits.queue)
             self._is_stored = True
+        self._queued = True
         self._start_storing()
-        self.received.set_result(None)
+
+    def _tell_that_it_waits(self) -> None:
+        if not self.received.done():
+            self.received.set_result(None)
 
     async def _on_busy(self, holder: str | None) -> None:
         """Another process has the session, or a run there came before."""
         how = self.request.concurrency
         if how == "reject":
             raise SessionBusyError
+        await self._queue()
         if how != "enqueue" and holder is not None and holder != self.run_id:
             await self._push(holder, how)
-        await self._tell_that_it_waits()
+        self._tell_that_it_waits()
         if self._freed is None:  # listen first, then look once more
             where = self._database.signals(self.request.session_id)
             self._freed = await self._listening.enter_async_context(where)
