@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, cast
 
 from agents import Runner, RunResultStreaming, TResponseInputItem, Usage
@@ -26,6 +26,7 @@ from threadkeep.admission import (
     admit,
     go_on,
     look,
+    queue,
     readmit,
     take_back,
 )
@@ -35,13 +36,11 @@ from threadkeep.errors import (
     DatabaseError,
     ModelError,
     NotFoundError,
-    QueueFullError,
     RollbackError,
     RunLostError,
     RunStoppedError,
     RunTimeoutError,
     SessionBusyError,
-    SessionNotFoundError,
 )
 from threadkeep.failures import Failure, describe, is_passing, log_fault
 from threadkeep.history import Position, json_text, read_history
@@ -129,7 +128,7 @@ class Run:
         self._asked: dict[str, ToolStep] = {}
         self._end_asked: str | None = None
         self._is_stored = taken_over is not None
-        self._queued = False
+        self._queued = self._entering = False
         self._way_asked = False
         self._listening = AsyncExitStack()
         self._freed: Signal | None = None
@@ -219,7 +218,20 @@ class Run:
     def _ask_to_stop(self, status: str) -> None:
         if self._end_asked is None:
             self._end_asked = status
-            self._turn_task.cancel()
+            if not self._entering:
+                self._turn_task.cancel()
+
+    @contextmanager
+    def _enters(self, entering: bool = True) -> Iterator[None]:
+        """Is stopped only behind it: a statement that is cancelled may be done all the same, and
+        then nobody would know of a run that is stored."""
+        before, self._entering = self._entering, entering
+        try:
+            yield
+        finally:
+            self._entering = before
+        if self._end_asked is not None:
+            raise RunStoppedError
 
     def _emit(self, *events: Event) -> None:
         for event in events:
@@ -361,22 +373,9 @@ class Run:
         if not request.store:
             await look(self._database, request.session_id, request.owner, request.items)
         elif not self._taken_over:
-            rows = await self._database.call(
-                "queue_run",
-                run_id=entrant.run_id,
-                session_id=entrant.session_id,
-                owner=entrant.owner,
-                idempotency_key=entrant.idempotency_key,
-                request_hash=entrant.request_hash,
-                request=entrant.request,
-                created=entrant.created,
-                limit=self._limits.queue,
-            )
-            if not rows:
-                raise SessionNotFoundError
-            if not rows[0]["stored"]:
-                raise QueueFullError(self._limits.queue)
-            self._is_stored = True
+            with self._enters():
+                await queue(self._database, entrant, self._limits.queue)
+                self._is_stored = True
         self._queued = True
         self._start_storing()
 
@@ -389,15 +388,16 @@ class Run:
         how = self.request.concurrency
         if how == "reject":
             raise SessionBusyError
-        await self._queue()
-        if how != "enqueue" and holder is not None and holder != self.run_id:
-            await self._push(holder, how)
-        self._tell_that_it_waits()
-        if self._freed is None:  # listen first, then look once more
-            where = self._database.signals(self.request.session_id)
-            self._freed = await self._listening.enter_async_context(where)
-        else:
-            await self._freed.wait(LOOK_SECONDS)
+        with self._enters(False):
+            await self._queue()
+            if how != "enqueue" and holder is not None and holder != self.run_id:
+                await self._push(holder, how)
+            self._tell_that_it_waits()
+            if self._freed is None:  # listen first, then look once more
+                where = self._database.signals(self.request.session_id)
+                self._freed = await self._listening.enter_async_context(where)
+            else:
+                await self._freed.wait(LOOK_SECONDS)
 
     async def _push(self, holder: str, how: str) -> None:
         """Asks a run of another process to give way.
@@ -413,8 +413,9 @@ class Run:
 
     async def _admit(self) -> None:
         request = self.request
-        self._admitted = await self._admitted_anew() or await self._admitted_first()
-        self._is_stored = request.store
+        with self._enters():
+            self._admitted = await self._admitted_anew() or await self._admitted_first()
+            self._is_stored = request.store
         if request.store and self._admitted.journal_id:
             self._log.go_on_from(self._admitted.journal_id, self._admitted.steps)
         self._session = TurnSession(
