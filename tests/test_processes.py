@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import httpx2 as httpx
 import pytest
 
-from tests.backends import Backend, SQLite
+from tests.backends import Backend
 from tests.client import ask, client_of, contents, follow, session_of, text_of_response
 from tests.conftest import RunningApp, environment
+from tests.workshop import silence
 
 
 @pytest.fixture
@@ -37,15 +38,6 @@ def until_it_speaks(client: httpx.Client, response_id: str) -> None:
     for event in follow(client, response_id):
         if event["type"] == "response.output_text.delta":
             return
-
-
-def silence(backend: Backend, run_id: str) -> None:
-    """Makes a run look as if its process had died long ago, until it gives a sign of life again."""
-    long_ago = "0" if isinstance(backend, SQLite) else "'2000-01-01'"
-    backend.execute(f"UPDATE threadkeep.runs SET alive_at = {long_ago} WHERE run_id = '{run_id}'")
-    backend.execute(
-        f"UPDATE threadkeep.sessions SET run_alive_at = {long_ago} WHERE run_id = '{run_id}'"
-    )
 
 
 def test_a_run_is_polled_followed_and_stopped_from_elsewhere(

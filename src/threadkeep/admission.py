@@ -10,7 +10,12 @@ from agents import TResponseInputItem
 from uuid_utils import uuid7
 
 from threadkeep.database import Database, Row
-from threadkeep.errors import RunLostError, SessionNotFoundError, TurnGoneError
+from threadkeep.errors import (
+    QueueFullError,
+    RunLostError,
+    SessionNotFoundError,
+    TurnGoneError,
+)
 from threadkeep.history import (
     Position,
     absorb,
@@ -93,6 +98,31 @@ async def look(
     stored = history.items()
     plan = plan_turn(stored, items)
     return Admitted(stored[: plan.keep], plan.new, history.position)
+
+
+async def queue(database: Database, entrant: Entrant, limit: int) -> None:
+    """Stores a run that waits for its session, so that other processes know of it.
+
+    Raises:
+        SessionNotFoundError: The session is another owner's; nothing was written.
+        QueueFullError: So many wait already; nothing was written.
+        DuplicateError: There is a run with this key already; nothing was written.
+    """
+    rows = await database.call(
+        "queue_run",
+        run_id=entrant.run_id,
+        session_id=entrant.session_id,
+        owner=entrant.owner,
+        idempotency_key=entrant.idempotency_key,
+        request_hash=entrant.request_hash,
+        request=entrant.request,
+        created=entrant.created,
+        limit=limit,
+    )
+    if not rows:
+        raise SessionNotFoundError
+    if not rows[0]["stored"]:
+        raise QueueFullError(limit)
 
 
 async def admit(

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, cast
 
 from agents import Runner, RunResultStreaming, TResponseInputItem, Usage
@@ -26,6 +26,7 @@ from threadkeep.admission import (
     admit,
     go_on,
     look,
+    queue,
     readmit,
     take_back,
 )
@@ -35,14 +36,12 @@ from threadkeep.errors import (
     DatabaseError,
     ModelError,
     NotFoundError,
-    QueueFullError,
     RollbackError,
     RunLostError,
     RunStoppedError,
     RunTimeoutError,
     ServerStoppingError,
     SessionBusyError,
-    SessionNotFoundError,
 )
 from threadkeep.failures import Failure, describe, is_passing, log_fault
 from threadkeep.history import Position, json_text, read_history
@@ -130,6 +129,7 @@ class Run:
         self._asked: dict[str, ToolStep] = {}
         self._end_asked: str | None = None
         self._is_stored = taken_over is not None
+        self._queued = self._entering = False
         self._way_asked = False
         self._listening = AsyncExitStack()
         self._freed: Signal | None = None
@@ -225,7 +225,20 @@ class Run:
     def _ask_to_stop(self, status: str) -> None:
         if self._end_asked is None:
             self._end_asked = status
-            self._turn_task.cancel()
+            if not self._entering:
+                self._turn_task.cancel()
+
+    @contextmanager
+    def _enters(self, entering: bool = True) -> Iterator[None]:
+        """Is stopped only behind it: a statement that is cancelled may be done all the same, and
+        then nobody would know of a run that is stored."""
+        before, self._entering = self._entering, entering
+        try:
+            yield
+        finally:
+            self._entering = before
+        if self._end_asked is not None:
+            raise RunStoppedError
 
     def _emit(self, *events: Event) -> None:
         for event in events:
@@ -259,16 +272,17 @@ class Run:
 
     async def _wait_in_line(self) -> None:
         """Waits for the runs of this process that came before."""
-        how = self.request.concurrency
-        while before := self._line.before(self._place_in_line):
+        how, moved = self.request.concurrency, self._line.moved
+        while self._line.before(self._place_in_line):
             if how == "reject":
                 raise SessionBusyError
+            await self._queue()
             if how != "enqueue":
-                for holder in before:
+                for holder in self._line.before(self._place_in_line):
                     holder.give_way(how)
-            moved = self._line.moved
-            await self._tell_that_it_waits()
+            self._tell_that_it_waits()
             await moved.wait()
+            moved = self._line.moved
 
     async def _outcome(self) -> End | None:
         """How the turn ended; what it leaves behind is put in order. None: it goes on elsewhere."""
@@ -338,8 +352,7 @@ class Run:
 
     async def _stop_storing(self) -> None:
         if self._storing is not None:
-            self._storing.cancel()
-            await asyncio.gather(self._storing, return_exceptions=True)
+            await self._log.stop_keeping_up(self._storing)
 
     def _storing_ended(self, storing: asyncio.Task[None]) -> None:
         """The log ends by itself when somebody else wants the run to stop, or has taken it over."""
@@ -359,46 +372,39 @@ class Run:
             created=json_text(self._events[0]),
         )
 
-    async def _tell_that_it_waits(self) -> None:
-        """Makes a run that has to wait known to other processes, and its client go on."""
-        if self.received.done():
+    async def _queue(self) -> None:
+        """Stores a run that has to wait. Only then may it push: what is refused stops nobody."""
+        if self._queued:
             return
         request, entrant = self.request, self._entrant()
         if not request.store:
             await look(self._database, request.session_id, request.owner, request.items)
         elif not self._taken_over:
-            rows = await self._database.call(
-                "queue_run",
-                run_id=entrant.run_id,
-                session_id=entrant.session_id,
-                owner=entrant.owner,
-                idempotency_key=entrant.idempotency_key,
-                request_hash=entrant.request_hash,
-                request=entrant.request,
-                created=entrant.created,
-                limit=self._limits.queue,
-            )
-            if not rows:
-                raise SessionNotFoundError
-            if not rows[0]["stored"]:
-                raise QueueFullError(self._limits.queue)
-            self._is_stored = True
+            with self._enters():
+                await queue(self._database, entrant, self._limits.queue)
+                self._is_stored = True
+        self._queued = True
         self._start_storing()
-        self.received.set_result(None)
+
+    def _tell_that_it_waits(self) -> None:
+        if not self.received.done():
+            self.received.set_result(None)
 
     async def _on_busy(self, holder: str | None) -> None:
         """Another process has the session, or a run there came before."""
         how = self.request.concurrency
         if how == "reject":
             raise SessionBusyError
-        if how != "enqueue" and holder is not None and holder != self.run_id:
-            await self._push(holder, how)
-        await self._tell_that_it_waits()
-        if self._freed is None:  # listen first, then look once more
-            where = self._database.signals(self.request.session_id)
-            self._freed = await self._listening.enter_async_context(where)
-        else:
-            await self._freed.wait(LOOK_SECONDS)
+        with self._enters(False):
+            await self._queue()
+            if how != "enqueue" and holder is not None and holder != self.run_id:
+                await self._push(holder, how)
+            self._tell_that_it_waits()
+            if self._freed is None:  # listen first, then look once more
+                where = self._database.signals(self.request.session_id)
+                self._freed = await self._listening.enter_async_context(where)
+            else:
+                await self._freed.wait(LOOK_SECONDS)
 
     async def _push(self, holder: str, how: str) -> None:
         """Asks a run of another process to give way.
@@ -414,8 +420,9 @@ class Run:
 
     async def _admit(self) -> None:
         request = self.request
-        self._admitted = await self._admitted_anew() or await self._admitted_first()
-        self._is_stored = request.store
+        with self._enters():
+            self._admitted = await self._admitted_anew() or await self._admitted_first()
+            self._is_stored = request.store
         if request.store and self._admitted.journal_id:
             self._log.go_on_from(self._admitted.journal_id, self._admitted.steps)
         self._session = TurnSession(

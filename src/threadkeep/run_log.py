@@ -231,6 +231,12 @@ class RunLog:
             or time.monotonic() - self._last_write >= self._silence
         )
 
+    async def stop_keeping_up(self, keeping: asyncio.Task[None]) -> None:
+        """Ends `keep_up`, but not in the middle of a write, which may be done all the same."""
+        async with self._writing:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
     async def flush(self) -> None:
         """Stores what is left.
 

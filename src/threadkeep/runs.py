@@ -63,7 +63,9 @@ class Runs:
         self._limits = limits
         self._restore = restore
         self._runs: dict[str, Run] = {}
-        self._lines: weakref.WeakValueDictionary[str, TurnLine] = weakref.WeakValueDictionary()
+        self._lines: weakref.WeakValueDictionary[tuple[str, str], TurnLine] = (
+            weakref.WeakValueDictionary()
+        )
         self._stopping = False
 
     @property
@@ -82,7 +84,8 @@ class Runs:
         return self._start(request, None)
 
     def _start(self, request: RunRequest, taken_over: TakenOver | None) -> Run:
-        line = self._lines.setdefault(request.session_id, TurnLine())
+        # A stranger who names the session must not stand in line with its owner, nor push.
+        line = self._lines.setdefault((request.owner, request.session_id), TurnLine())
         run = Run(request, self._database, line, self._limits, taken_over)
         self._runs[run.run_id] = run
         run.on_end(self._forget)

@@ -35,7 +35,7 @@ class TurnLine:
     line to be had without waiting for it: what a run does before it waits must not cost its place.
 
     Attributes:
-        moved: Set when somebody leaves; then there is a new one.
+        moved: Set when somebody leaves. Each time it is another one: take it first, then look.
     """
 
     def __init__(self) -> None:

@@ -143,7 +143,9 @@ class RunRequests:
         )
 
     def _concurrency_of(self, body: ResponsesRequest) -> Concurrency:
-        asked = (body.custom_inputs or {}).get("concurrency", self._concurrency)
+        asked = (body.custom_inputs or {}).get("concurrency")
+        if asked is None:
+            return self._concurrency
         if asked not in get_args(Concurrency):
             raise InvalidInputError(
                 f"custom_inputs.concurrency must be one of {', '.join(get_args(Concurrency))}.",

@@ -1,0 +1,408 @@
+"""Turns of one session that come while another is at work: the four policies, and many at once.
+
+Every claim is checked within one server, and over two servers on one database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.backends import Backend
+from tests.client import Json, ask, client_of, contents, follow, session_of, text_of_response
+from tests.conftest import RunningApp, environment
+from tests.workshop import Workshop, until
+
+pytestmark = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
+
+POLICIES = ["enqueue", "reject", "interrupt", "rollback"]
+USER = {"X-Forwarded-User": "ann"}
+MANY = 200
+
+
+@pytest.fixture
+def shop() -> Workshop:
+    """The tools of both servers."""
+    return Workshop()
+
+
+@pytest.fixture
+def settings() -> dict[str, str]:
+    """What both servers are told beside their database."""
+    return {}
+
+
+@pytest.fixture
+def apps(backend: Backend, shop: Workshop, settings: dict[str, str]) -> Iterator[list[RunningApp]]:
+    """Two servers on one database, behind a proxy that says who asks."""
+    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1", **settings)
+    apps = [RunningApp(dict(place), tools=shop.tools()) for _ in range(2)]
+    yield apps
+    shop.go_on.set()
+    for app in apps:
+        app.model.go_on.set()
+        app.stop()
+
+
+@pytest.fixture
+def here(apps: list[RunningApp]) -> Iterator[httpx.Client]:
+    """The server with the turn at work."""
+    with client_of(apps[0].url, **USER) as client:
+        yield client
+
+
+@pytest.fixture(params=["one server", "two servers"])
+def there(request: pytest.FixtureRequest, apps: list[RunningApp]) -> Iterator[httpx.Client]:
+    """The server that is asked meanwhile: the same, or another one."""
+    with client_of(apps[request.param == "two servers"].url, **USER) as client:
+        yield client
+
+
+def send(
+    client: httpx.Client, text: str, policy: str | None = None, session_id: str = "s", **more: Any
+) -> httpx.Response:
+    """One turn with a policy, whatever comes of it."""
+    inputs = {"session_id": session_id} | ({"concurrency": policy} if policy else {})
+    return client.post("/responses", json={"input": text, "custom_inputs": inputs} | more)
+
+
+def begin(client: httpx.Client, text: str, session_id: str = "s") -> str:
+    """A turn in background, at the moment that its model speaks; gives its id."""
+    run_id: str = ask(client, text, session_id, background=True)["id"]
+    for event in follow(client, run_id):
+        if event["type"] == "response.output_text.delta":
+            break
+    return run_id
+
+
+def wait_for(client: httpx.Client, run_id: str) -> Json:
+    """The response of a run, when it has ended."""
+    *_, last = follow(client, run_id)
+    response: Json = last["response"]
+    return response
+
+
+def let_go(apps: Sequence[RunningApp]) -> None:
+    for app in apps:
+        app.model.go_on.set()
+
+
+def items_of(client: httpx.Client, session_id: str = "s") -> list[Json]:
+    """All that is stored of a session, as it is."""
+    data: list[Json] = client.get(f"/sessions/{session_id}/items?limit=100").json()["data"]
+    return data
+
+
+def test_enqueue_waits_in_order(
+    apps: list[RunningApp], here: httpx.Client, there: httpx.Client
+) -> None:
+    """Those that wait are answered one after the other, as they came."""
+    begin(here, "hold")
+    waiting = [send(there, f"say {n}", "enqueue", background=True).json()["id"] for n in range(3)]
+    assert [there.get(f"/responses/{run}").json()["status"] for run in waiting] == ["queued"] * 3
+    let_go(apps)
+    assert [text_of_response(wait_for(there, run)) for run in waiting] == ["0", "1", "2"]
+    said = ["hold", "Holding no more.", "say 0", "0", "say 1", "1", "say 2", "2"]
+    assert contents(here, "s") == said
+
+
+def test_reject_stores_nothing(
+    apps: list[RunningApp], here: httpx.Client, there: httpx.Client
+) -> None:
+    """It is a conflict that no client repeats by itself; in a free session it is a turn."""
+    run = begin(here, "hold")
+    for more in ({}, {"stream": True}, {"background": True}):
+        reply = send(there, "say never", "reject", **more)
+        assert (reply.status_code, reply.headers["x-should-retry"]) == (409, "false")
+        error = reply.json()["error"]
+        assert (error["type"], error["code"]) == ("conflict_error", "session_busy")
+    assert contents(here, "s") == ["hold"]
+    let_go(apps)
+    wait_for(here, run)
+    assert text_of_response(send(there, "say yes", "reject").json()) == "yes"
+    assert contents(here, "s") == ["hold", "Holding no more.", "say yes", "yes"]
+
+
+def test_interrupt_keeps_what_was_said(here: httpx.Client, there: httpx.Client) -> None:
+    """The turn at work ends as cancelled, and the new one sees what it had said."""
+    run = begin(here, "hold")
+    assert text_of_response(send(there, "say now", "interrupt").json()) == "now"
+    stopped = wait_for(here, run)
+    assert (stopped["status"], text_of_response(stopped)) == ("cancelled", "Holding ")
+    assert contents(here, "s") == ["hold", "Holding ", "say now", "now"]
+
+
+def test_interrupt_in_the_middle_of_a_tool(
+    here: httpx.Client, there: httpx.Client, shop: Workshop
+) -> None:
+    """The call has an output when the next turn sees it."""
+    run = ask(here, "use work; say never", "s", background=True)["id"]
+    shop.until_begun("work")
+    assert text_of_response(send(there, "say now", "interrupt").json()) == "now"
+    assert wait_for(here, run)["status"] == "cancelled"
+    _, call, output, *rest = items_of(here)
+    assert (call["type"], output["output"]) == ("function_call", "outcome unknown")
+    assert [item["role"] for item in rest] == ["user", "assistant"]
+
+
+def test_every_message_of_several_interrupts_is_kept(
+    apps: list[RunningApp], here: httpx.Client, there: httpx.Client
+) -> None:
+    """In order; only the last one is answered to its end."""
+    begin(here, "hold")
+    runs = []
+    for n in range(5):
+        runs.append(send(there, f"hold {n}", "interrupt", background=True).json()["id"])
+    until(lambda: contents(here, "s")[-2:] == ["hold 4", "Holding "] or said_by(here) == 5)
+    let_go(apps)
+    ended = [wait_for(there, run) for run in runs]
+    assert [run["status"] for run in ended] == ["cancelled"] * 4 + ["completed"]
+    kept = contents(here, "s")
+    assert [text for text in kept if text.startswith("hold")] == [
+        "hold",
+        *(f"hold {n}" for n in range(5)),
+    ]
+    assert kept[-1] == "Holding no more."
+    assert kept.count("Holding no more.") == 1
+
+
+def said_by(client: httpx.Client) -> int:
+    """How many messages of the user came behind the first one."""
+    return sum(item["role"] == "user" for item in items_of(client)) - 1
+
+
+def test_rollback_undoes_the_turn(here: httpx.Client, there: httpx.Client) -> None:
+    """As if it had never been asked."""
+    ask(here, "say one", "s")
+    run = begin(here, "hold")
+    assert text_of_response(send(there, "say now", "rollback").json()) == "now"
+    assert wait_for(here, run)["status"] == "cancelled"
+    assert contents(here, "s") == ["say one", "one", "say now", "now"]
+
+
+def test_rollback_undoes_a_session_and_its_title(here: httpx.Client, there: httpx.Client) -> None:
+    """One that the turn had made is made anew."""
+    begin(here, "hold")
+    send(there, "say now", "rollback")
+    assert contents(here, "s") == ["say now", "now"]
+    (session,) = here.get("/sessions").json()["data"]
+    assert session["title"] == "say now"
+
+
+def test_rollback_undoes_a_branch(here: httpx.Client, there: httpx.Client) -> None:
+    """What an edited message had cut off is back, and its fork is gone."""
+    first = ask(here, "say one", "s")
+    ask(here, "say two", "s")
+    ask(here, "say three", "s")
+    before = items_of(here)
+    edited = [
+        {"role": "user", "content": "say one"},
+        *first["output"],
+        {"role": "user", "content": "hold"},
+    ]
+    body = {"input": edited, "background": True, "custom_inputs": {"session_id": "s"}}
+    run = here.post("/responses", json=body).json()["id"]
+    until(lambda: contents(here, "s") == ["say one", "one", "hold"])
+    assert len(here.get("/sessions").json()["data"]) == 2
+    send(there, "say now", "rollback")
+    assert wait_for(here, run)["status"] == "cancelled"
+    assert items_of(here)[:6] == before
+    assert contents(here, "s")[6:] == ["say now", "now"]
+    assert len(here.get("/sessions").json()["data"]) == 1
+
+
+def test_no_rollback_of_what_a_tool_did(
+    here: httpx.Client, there: httpx.Client, shop: Workshop
+) -> None:
+    """Once one that is not idempotent has started: also when it has ended; the turn goes on."""
+    run = ask(here, "use note; use work; say done", "s", background=True)["id"]
+    shop.until_begun("work")
+    for more in ({}, {"stream": True}, {"background": True}):
+        reply = send(there, "say never", "rollback", **more)
+        assert (reply.status_code, reply.headers["x-should-retry"]) == (409, "false")
+        assert reply.json()["error"]["type"] == "conflict_error"
+    shop.go_on.set()
+    assert text_of_response(wait_for(here, run)) == "done"
+    assert len(items_of(here)) == 6
+
+
+def test_rollback_of_what_only_looked(
+    here: httpx.Client, there: httpx.Client, shop: Workshop
+) -> None:
+    """Idempotent tools are no hindrance, and what they gave is undone too."""
+    ask(here, "say one", "s")
+    run = ask(here, "use look; use search; say done", "s", background=True)["id"]
+    shop.until_begun("search")
+    assert text_of_response(send(there, "say now", "rollback").json()) == "now"
+    assert wait_for(here, run)["status"] == "cancelled"
+    assert contents(here, "s") == ["say one", "one", "say now", "now"]
+
+
+def test_rollback_of_what_waits(
+    apps: list[RunningApp], here: httpx.Client, there: httpx.Client
+) -> None:
+    """Turns of the same server that wait before it go as well; those elsewhere have their turn."""
+    run = begin(here, "hold")
+    waiting = send(here, "hold too", "enqueue", background=True).json()["id"]
+    new = send(there, "say now", "rollback", background=True).json()["id"]
+    assert text_of_response(wait_for(there, new)) == "now"
+    assert wait_for(here, run)["status"] == "cancelled"
+    assert wait_for(here, waiting)["status"] == "cancelled"
+    assert contents(here, "s") == ["say now", "now"]
+
+
+def test_no_policy_of_a_stranger(
+    apps: list[RunningApp], here: httpx.Client, there: httpx.Client
+) -> None:
+    """Whose session it is not learns nothing of it, and stops nothing."""
+    run = begin(here, "hold")
+    with client_of(str(there.base_url), **{"X-Forwarded-User": "bob"}) as bob:
+        for policy in POLICIES:
+            assert send(bob, "say mine", policy).status_code == 404
+            assert send(bob, "say mine", policy, background=True).status_code == 404
+    let_go(apps)
+    assert text_of_response(wait_for(here, run)) == "Holding no more."
+    assert contents(here, "s") == ["hold", "Holding no more."]
+
+
+@pytest.mark.parametrize("policy", ["wait", "", 7, ["enqueue"], {}], ids=str)
+def test_an_unknown_policy_is_refused(here: httpx.Client, policy: Any) -> None:
+    """The field is named, and nothing is stored."""
+    body = {"input": "hi", "custom_inputs": {"session_id": "s", "concurrency": policy}}
+    reply = here.post("/responses", json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "custom_inputs.concurrency")
+    assert here.get("/sessions").json()["data"] == []
+
+
+class TestSetting:
+    """SESSION_CONCURRENCY says what holds when a client says nothing."""
+
+    @pytest.fixture
+    def settings(self) -> dict[str, str]:
+        return {"SESSION_CONCURRENCY": "reject"}
+
+    def test_it_holds_unless_the_client_says(
+        self, apps: list[RunningApp], here: httpx.Client, there: httpx.Client
+    ) -> None:
+        """Null says nothing."""
+        begin(here, "hold")
+        assert send(there, "say never").status_code == 409
+        inputs = {"session_id": "s", "concurrency": None}
+        reply = there.post("/responses", json={"input": "say never", "custom_inputs": inputs})
+        assert reply.status_code == 409
+        waiting = send(there, "say later", "enqueue", background=True).json()["id"]
+        let_go(apps)
+        assert text_of_response(wait_for(there, waiting)) == "later"
+        assert contents(here, "s") == ["hold", "Holding no more.", "say later", "later"]
+
+
+class TestQueueLimit:
+    """SESSION_QUEUE_LIMIT bounds how many wait for a session, over all servers."""
+
+    @pytest.fixture
+    def settings(self) -> dict[str, str]:
+        return {"SESSION_QUEUE_LIMIT": "2"}
+
+    def test_one_too_many_is_told_when_to_come_back(
+        self, apps: list[RunningApp], here: httpx.Client, there: httpx.Client
+    ) -> None:
+        """Nothing of it is stored; other sessions have places of their own."""
+        begin(here, "hold")
+        waiting = [
+            send(client, f"say {n}", background=True).json()["id"]
+            for n, client in enumerate((here, there))
+        ]
+        for more in ({}, {"stream": True}, {"background": True}):
+            reply = send(there, "say never", **more)
+            assert reply.status_code == 429
+            assert int(reply.headers["retry-after"]) > 0
+            error = reply.json()["error"]
+            assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert text_of_response(ask(there, "say else", "other")) == "else"
+        let_go(apps)
+        assert [text_of_response(wait_for(there, run)) for run in waiting] == ["0", "1"]
+        assert contents(here, "s") == ["hold", "Holding no more.", "say 0", "0", "say 1", "1"]
+        assert text_of_response(send(there, "say again").json()) == "again"
+
+
+async def send_all(apps: Sequence[RunningApp], policy: str, session: str) -> list[httpx.Response]:
+    """Many turns at once, dealt out over the servers; `session` is their name, or for many."""
+    limits = httpx.Limits(max_connections=MANY)
+    async with httpx.AsyncClient(headers=USER, timeout=60, limits=limits) as client:
+
+        def turn(n: int) -> Any:
+            inputs = {"session_id": session.format(n), "concurrency": policy}
+            body = {"input": f"say {n} and so on", "custom_inputs": inputs}
+            return client.post(f"{apps[n % len(apps)].url}/responses", json=body)
+
+        return await asyncio.gather(*(turn(n) for n in range(MANY)))
+
+
+def turns_of(items: Sequence[Json]) -> list[tuple[str, str]]:
+    """What is stored, as questions and what was answered of each."""
+    turns: list[tuple[str, str]] = []
+    for item in items:
+        if item["role"] == "user":
+            turns.append((item["content"], ""))
+        else:
+            (asked, said), text = turns[-1], "".join(part["text"] for part in item["content"])
+            assert said == "", "two answers to one question"
+            turns[-1] = (asked, text)
+    return turns
+
+
+def whole_session(client: httpx.Client) -> list[Json]:
+    items: list[Json] = []
+    while page := client.get(
+        "/sessions/s/items", params={"after": items[-1]["seq"] if items else 0, "limit": 100}
+    ).json()["data"]:
+        items += page
+    return items
+
+
+@pytest.mark.parametrize("servers", [1, 2], ids=["one server", "two servers"])
+@pytest.mark.parametrize("policy", POLICIES)
+class TestMany:
+    """Two hundred turns of one session at once."""
+
+    async def test_none_is_corrupt(
+        self, apps: list[RunningApp], here: httpx.Client, policy: str, servers: int
+    ) -> None:
+        """Each stands once and with its own answer, or was refused; what was told is stored."""
+        replies = await send_all(apps[:servers], policy, "s")
+        codes = Counter(reply.status_code for reply in replies)
+        allowed = {"enqueue": {200, 429}, "reject": {200, 409}}.get(policy, {200, 429})
+        assert set(codes) <= allowed, codes
+        items = whole_session(here)
+        assert [item["seq"] for item in items] == list(range(1, len(items) + 1))
+        turns = turns_of(items)
+        assert len(dict(turns)) == len(turns), "a message is stored twice"
+        whole = {asked for asked, said in turns if asked == f"say {said}"}
+        assert all(asked.startswith(f"say {said}") for asked, said in turns)
+        told = [reply.json() for reply in replies if reply.status_code == 200]
+        answered = {text_of_response(run) for run in told if run["status"] == "completed"}
+        assert {f"say {said}" for said in answered} == whole
+        assert whole
+        if policy == "interrupt":
+            assert len(turns) == codes[200]
+            assert turns[-1][0] in whole
+        else:
+            assert len(turns) == len(whole)
+        if policy == "enqueue":
+            assert len(answered) == codes[200]
+        assert here.get("/sessions/s").json()["active_response_id"] is None
+        assert all(session_of(run) == "s" for run in told)
+
+
+async def test_many_sessions_at_once(apps: list[RunningApp], here: httpx.Client) -> None:
+    """Two hundred are all answered, with the ten connections that a server has."""
+    replies = await send_all(apps[:1], "enqueue", "s{}")
+    said = [text_of_response(reply.json()) for reply in replies]
+    assert said == [f"{n} and so on" for n in range(MANY)]
+    assert contents(here, "s7") == ["say 7 and so on", "7 and so on"]
