@@ -191,8 +191,11 @@ class Checks:
 
     async def follow(self, known: Known) -> None:
         """Hears all of a run."""
-        async for event in known.run.follow():
-            known.told.append(event)
+        try:
+            async for event in known.run.follow():
+                known.told.append(event)
+        except NotFoundError:
+            assert known.run_id in self._gone, f"{known.run_id} is not there any more"
 
     async def unless_lost(self, replica: Replica, work: Coroutine[Any, Any, None]) -> None:
         """Does what nobody hears the end of when a process is killed."""
@@ -298,9 +301,7 @@ class Checks:
         texts = [text_of(item["content"]) for item in items if "content" in item]
         for step in tools:
             call_id = json.loads(step["call"])["call_id"]
-            assert ("function_call_output", call_id) in ids, (
-                f"{call_id} was called and is forgotten"
-            )
+            assert ("function_call_output", call_id) in ids, f"{call_id} was called and is lost"
         for item in tables.events[run["run_id"]][-1]["response"]["output"]:
             if "call_id" in item:
                 assert (item["type"], item["call_id"]) in ids, f"{item} was told and is not kept"

@@ -19,7 +19,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -63,6 +62,8 @@ class RunMachine(RuleBasedStateMachine):
 
     def do(self, work: Coroutine[Any, Any, T], *, settle: bool = True) -> T:
         """Does it, and lets everybody go on as far as they come."""
+
+        self.changed = True
 
         async def doing() -> T:
             async with asyncio.timeout(2 * WAIT_SECONDS):
@@ -114,25 +115,33 @@ class RunMachine(RuleBasedStateMachine):
 
         self.do(begin())
 
-    @precondition(lambda self: self.world.steps)
-    @rule(nth=NTH, answer=ANSWERS, outcome=OUTCOMES)
-    def go_on(self, nth: int, answer: str, outcome: str) -> None:
-        steps = [step for step in self.world.steps if step.replica.database.running.is_set()]
+    @rule(nth=NTH, answer=ANSWERS)
+    def answer(self, nth: int, answer: str) -> None:
+        self.let_go("model", nth, answer)
+
+    @rule(nth=NTH, outcome=OUTCOMES)
+    def end_tool(self, nth: int, outcome: str) -> None:
+        self.let_go("tool", nth, outcome)
+
+    def let_go(self, kind: str, nth: int, how: str) -> None:
+        """Tells one of the steps that wait how it goes."""
+        steps = [
+            step
+            for step in self.world.steps
+            if step.kind == kind and step.replica.is_at_work and not step.future.done()
+        ]
         if not steps:
             return
-        step = steps[nth % len(steps)]
 
-        async def let_go() -> None:
-            if not step.future.done():
-                step.future.set_result(answer if step.kind == "model" else outcome)
+        async def tell() -> None:
+            steps[nth % len(steps)].future.set_result(how)
 
-        self.do(let_go())
+        self.do(tell())
 
-    @precondition(lambda self: self.checks.unfinished())
     @rule(which=WHICH, nth=NTH)
     def cancel(self, which: int, nth: int) -> None:
         replica, unfinished = self.live(which), self.checks.unfinished()
-        if replica is None:
+        if replica is None or not unfinished:
             return
         run = unfinished[nth % len(unfinished)]
         self.checks.cancelled(run)
@@ -178,10 +187,11 @@ class RunMachine(RuleBasedStateMachine):
         if replica is not None:
             self.do(self.checks.take_over(replica))
 
-    @precondition(lambda self: all(replica.is_at_work for replica in self.replicas))
     @rule(which=WHICH)
     def freeze(self, which: int) -> None:
         frozen, other = self.replicas[which], self.replicas[1 - which]
+        if not frozen.is_at_work or not other.is_at_work:
+            return
 
         async def freeze() -> None:
             frozen.database.running.clear()
@@ -192,10 +202,10 @@ class RunMachine(RuleBasedStateMachine):
 
         self.do(freeze())
 
-    @precondition(lambda self: not all(replica.is_at_work for replica in self.replicas))
     @rule()
     def thaw(self) -> None:
-        self.do(self.thaw_now())
+        if not all(replica.is_at_work for replica in self.replicas):
+            self.do(self.thaw_now())
 
     async def thaw_now(self) -> None:
         for replica in self.replicas:
@@ -275,7 +285,9 @@ class RunMachine(RuleBasedStateMachine):
 
     @invariant()
     def promises(self) -> None:
-        self.do(self.checks.look(), settle=False)
+        if self.changed:
+            self.do(self.checks.look(), settle=False)
+            self.changed = False
 
     def teardown(self) -> None:
         if not hasattr(self, "loop"):

@@ -289,9 +289,7 @@ class Run:
         if how == "left":
             return None
         self._emit(*self._converter.stop())
-        if how == "rolled back":
-            await self._take_back(await self._position())
-        else:
+        if how != "rolled back" or not await self._take_back(await self._position()):
             self._close(None)
         return End("cancelled")
 
@@ -318,9 +316,8 @@ class Run:
         admitted = self._admitted
         if admitted is None or not self.request.store:
             return End("failed")
-        if not self._converter.tool_started and not admitted.steps.tools:
-            self._log.drop_items()
-            await self._take_back(admitted.position)
+        no_tool = not self._converter.tool_started and not admitted.steps.tools
+        if no_tool and await self._take_back(admitted.position):
             return End("failed")
         assert self.failure is not None  # noqa: S101 - set by _fail
         self._close(self.failure.message)
@@ -496,17 +493,16 @@ class Run:
 
     async def _position(self) -> Position:
         """Where the session stands with all that the run has stored."""
-        self._log.drop_items()
         where = (self._database, self.request.session_id, self.request.owner)
         return (await read_history(*where)).position
 
-    async def _take_back(self, position: Position) -> None:
-        """Leaves the session as it was before the turn."""
+    async def _take_back(self, position: Position) -> bool:
+        """Leaves the session as it was before the turn, where nobody else has changed it since."""
         if self._admitted is None or not self.request.store:
-            return
+            return True
         request = self.request
         try:
-            await take_back(
+            taken_back = await take_back(
                 self._database,
                 request.session_id,
                 request.owner,
@@ -517,6 +513,10 @@ class Run:
             )
         except DatabaseError as error:
             self._fail(error)
+            return False
+        if taken_back:
+            self._log.drop_items()
+        return taken_back
 
     def _fail(self, error: BaseException) -> None:
         self.failure = describe(error)

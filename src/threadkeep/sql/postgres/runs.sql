@@ -154,16 +154,21 @@ SELECT journal_id, base_seq, input_count, fork_id, made FROM threadkeep.runs
 WHERE :retried::boolean AND run_id = :run_id AND status = 'in_progress';
 
 -- name: take_back_turn
--- Undoes what admitted a turn, if nothing was stored since: removes the input, which lies after seq
--- `keep`; puts back from the fork what was cut off for it, and removes that fork; removes a session
--- that the turn had `made`. Where an item is put back in the place of a removed one, its row is
--- changed, because one statement may touch a row only once.
+-- Undoes what admitted a turn, if nothing was stored since, and nobody else wrote behind seq `keep`: removes
+-- the input, which lies there; puts back from the fork what was cut off for it, and removes that fork;
+-- removes a session that the turn had `made`, and then its run waits again, until it ends (else another
+-- run could not make the session anew). No row: it was not undone. Where an item is put back in the place
+-- of a removed one, its row is changed, because one statement may touch a row only once.
 WITH fork AS (
   SELECT f.session_id, f.seq, f.title FROM threadkeep.sessions f WHERE f.session_id = :fork_id),
+others AS (
+  SELECT FROM threadkeep.items
+  WHERE session_id = :session_id AND seq > :keep::bigint AND run_id IS NULL),
 gone AS (
   DELETE FROM threadkeep.sessions
   WHERE :made::bigint = 1 AND session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_attempt = :attempt
     AND epoch = :epoch AND seq = :seq AND :keep::bigint = 0
+    AND NOT EXISTS (SELECT FROM others)
   RETURNING session_id),
 head AS (
   UPDATE threadkeep.sessions
@@ -173,8 +178,10 @@ head AS (
       updated_at = clock_timestamp()
   WHERE (:made::bigint = 0 OR :keep::bigint > 0)
     AND session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_attempt = :attempt
-    AND epoch = :epoch AND seq = :seq
+    AND epoch = :epoch AND seq = :seq AND NOT EXISTS (SELECT FROM others)
   RETURNING session_id),
+waits AS (
+  UPDATE threadkeep.runs SET status = 'queued' WHERE run_id = :run_id AND EXISTS (SELECT FROM gone)),
 undone AS (SELECT session_id FROM gone UNION ALL SELECT session_id FROM head),
 replaced AS (
   UPDATE threadkeep.items t
@@ -195,8 +202,16 @@ restored AS (
 fork_items AS (
   DELETE FROM threadkeep.items WHERE session_id = :fork_id AND EXISTS (SELECT FROM undone)),
 fork_gone AS (
-  DELETE FROM threadkeep.sessions WHERE session_id = :fork_id AND EXISTS (SELECT FROM undone))
-SELECT session_id FROM undone;
+  DELETE FROM threadkeep.sessions WHERE session_id = :fork_id AND EXISTS (SELECT FROM undone)),
+done AS (
+  SELECT epoch FROM threadkeep.sessions
+  WHERE :retried::boolean AND session_id = :session_id OFFSET 0 FOR UPDATE)
+SELECT session_id FROM undone
+UNION ALL
+SELECT :session_id::text
+WHERE :retried::boolean AND NOT EXISTS (SELECT FROM undone) AND (
+  EXISTS (SELECT FROM done WHERE epoch = :new_epoch::bigint)
+  OR :made::bigint = 1 AND :keep::bigint = 0 AND NOT EXISTS (SELECT FROM done));
 
 -- name: write_run
 -- What a run has to store, in one: events from number `first_seq` on; items, of which `first_item` came

@@ -108,20 +108,22 @@ SELECT journal_id, base_seq, input_count, fork_id, made FROM runs
 WHERE run_id = :run_id AND status = 'in_progress';
 
 -- name: take_back_turn
--- Undoes what admitted a turn, if nothing was stored since: removes the input, which lies after seq
--- `keep`; puts back from the fork what was cut off for it, and removes that fork; removes a session
--- that the turn had `made`.
-DELETE FROM items
-WHERE session_id = :session_id AND seq > :keep
-  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.owner = :owner
-              AND s.run_id = :run_id AND s.run_attempt = :attempt AND s.epoch = :epoch AND s.seq = :seq);
+-- Undoes what admitted a turn, if nothing was stored since, and nobody else wrote behind seq `keep`: removes
+-- the input, which lies there; puts back from the fork what was cut off for it, and removes that fork;
+-- removes a session that the turn had `made`, and then its run waits again, until it ends. No row: it was
+-- not undone.
 UPDATE sessions
 SET seq = max(:keep, coalesce((SELECT f.seq FROM sessions f WHERE f.session_id = :fork_id), 0)),
     epoch = :new_epoch,
     title = CASE WHEN :keep > 0 OR :fork_id <> '' THEN title END,
     updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_attempt = :attempt
-  AND epoch = :epoch AND seq = :seq;
+  AND epoch = :epoch AND seq = :seq
+  AND NOT EXISTS (SELECT 1 FROM items i
+                  WHERE i.session_id = :session_id AND i.seq > :keep AND i.run_id IS NULL);
+DELETE FROM items
+WHERE session_id = :session_id AND seq > :keep
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT :session_id, i.seq, i.data, i.run_id, i.created_at
 FROM items i JOIN sessions s ON s.session_id = :session_id AND s.epoch = :new_epoch
@@ -132,8 +134,12 @@ WHERE session_id = :fork_id
 DELETE FROM sessions
 WHERE session_id = :fork_id
   AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
+UPDATE runs SET status = CASE WHEN :made = 1 AND :keep = 0 THEN 'queued' ELSE status END
+WHERE run_id = :run_id
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch)
+RETURNING run_id;
 DELETE FROM sessions
-WHERE session_id = :session_id AND epoch = :new_epoch AND seq = 0 AND :made = 1;
+WHERE session_id = :session_id AND epoch = :new_epoch AND :made = 1 AND :keep = 0;
 
 -- name: write_run
 -- What a run has to store, in one: events from number `first_seq` on; items, of which `first_item` came
