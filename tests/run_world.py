@@ -46,12 +46,19 @@ class Step:
     Args:
         kind: `model` or `tool`.
         replica: Where it waits.
+        of: What for.
         future: Takes how it goes.
     """
 
     kind: str
     replica: Replica
+    of: str
     future: asyncio.Future[str]
+
+    def let_go(self, how: str) -> None:
+        """Says how it goes; what was said first counts."""
+        if not self.future.done():
+            self.future.set_result(how)
 
 
 @dataclass
@@ -72,9 +79,9 @@ class World:
     faults: list[str] = field(default_factory=list)
     numbers: count[int] = field(default_factory=count)
 
-    async def wait(self, kind: str, replica: Replica) -> str:
+    async def wait(self, kind: str, replica: Replica, of: str) -> str:
         """Waits until the test says how it goes."""
-        step = Step(kind, replica, asyncio.get_running_loop().create_future())
+        step = Step(kind, replica, of, asyncio.get_running_loop().create_future())
         self.steps.append(step)
         try:
             return await step.future
@@ -211,8 +218,7 @@ class Replica:
         self.database.dead = True
         self.database.running.set()
         for step in [step for step in self.world.steps if step.replica is self]:
-            if not step.future.done():
-                step.future.set_result("die")
+            step.let_go("die")
         async with asyncio.timeout(WAIT_SECONDS):
             await asyncio.gather(*(run.wait() for run in self.made))
 
@@ -248,7 +254,7 @@ class Replica:
         return again
 
     async def _work(self, call_id: str) -> str:
-        if await self.world.wait("tool", self) != "return":
+        if await self.world.wait("tool", self, call_id) != "return":
             raise RuntimeError(f"{call_id} failed")
         return f"{call_id} done"
 
@@ -275,14 +281,15 @@ class ToldModel(Model):
         world = self._replica.world
         if problem := unpaired(input):
             world.faults.append(f"a model was asked with {problem}")
-        how = await world.wait("model", self._replica)
+        last = input[-1]["content"] if "content" in input[-1] else input[-1]["call_id"]
+        how = await world.wait("model", self._replica, last)
         if how == "fail":
             raise openai.OpenAIError("overloaded")
         script = ScriptedModel([self._output(how)])
         async for event in script.stream_response(system_instructions, input, *args, **kwargs):
             yield event
             if how == "speak" and event.type == "response.output_text.delta":
-                how = await world.wait("model", self._replica)
+                how = await world.wait("model", self._replica, last)
                 if how in ("fail", "die"):
                     raise openai.OpenAIError("cut off")
 

@@ -350,6 +350,7 @@ class Run:
             request_hash=request.request_hash,
             idempotency_key=request.idempotency_key,
             created=json_text(self._events[0]),
+            waits=self._is_stored,
         )
 
     async def _tell_that_it_waits(self) -> None:
