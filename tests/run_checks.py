@@ -20,8 +20,6 @@ from threadkeep.session import text_of
 SESSIONS = {"a": "ann", "b": "bob", "c": "ann"}
 """The sessions, and whose they are."""
 
-TABLES = ("sessions", "items", "runs", "run_events", "model_calls", "tool_calls", "approvals")
-
 FINAL = {"response.completed", "response.failed", "response.incomplete"}
 
 Row = dict[str, Any]
@@ -121,7 +119,7 @@ class Checks:
 
     async def clear(self) -> None:
         """Begins with nothing."""
-        for table in TABLES:
+        for table in _ORDERS:
             await self._peek.rows(f"DELETE FROM threadkeep.{table}")
 
     def started(self, run: Run, replica: Replica) -> Known:
@@ -332,27 +330,35 @@ class Checks:
             assert known.run_id not in [approval["previous_response_id"] for approval in shown]
 
 
+_ORDERS = {
+    "sessions": "session_id",
+    "items": "session_id, seq",
+    "runs": "run_id",
+    "run_events": "run_id, seq",
+    "model_calls": "journal_id, key",
+    "tool_calls": "journal_id, key",
+    "approvals": "approval_id",
+}
+"""The tables, and how to read each."""
+
+
 async def read_tables(peek: Peek) -> Tables:
     """Reads all that is stored."""
-
-    async def rows(table: str, order: str) -> Rows:
-        return await peek.rows(f"SELECT * FROM threadkeep.{table} ORDER BY {order}")
-
+    read = [f"SELECT * FROM threadkeep.{name} ORDER BY {key}" for name, key in _ORDERS.items()]
+    sessions, rows, runs, told, models, tools, approvals = await peek.at_once(read)
     items: dict[str, Rows] = {}
-    for row in await rows("items", "session_id, seq"):
-        # Its own fields beside those of its row.
-        items.setdefault(row["session_id"], []).append(json.loads(row["data"]) | row)
+    for row in rows:
+        place = {"seq": row["seq"], "run_id": row["run_id"]}
+        items.setdefault(row["session_id"], []).append(json.loads(row["data"]) | place)
     events: dict[str, Rows] = {}
-    for row in await rows("run_events", "run_id, seq"):
+    for row in told:
         events.setdefault(row["run_id"], []).append(json.loads(row["data"]))
-    tools = await rows("tool_calls", "journal_id, key")
-    models = await rows("model_calls", "journal_id, key")
     return Tables(
-        {row["session_id"]: row for row in await rows("sessions", "session_id")},
+        {row["session_id"]: row for row in sessions},
         items,
-        {row["run_id"]: row for row in await rows("runs", "run_id")},
+        {row["run_id"]: row for row in runs},
         events,
         tools,
-        await rows("approvals", "approval_id"),
+        approvals,
         {row["journal_id"] for row in tools + models},
     )

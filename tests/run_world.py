@@ -337,26 +337,32 @@ class Peek:
 
     async def rows(self, sql: str) -> list[dict[str, Any]]:
         """Runs one statement; gives its rows."""
+        return (await self.at_once([sql]))[0]
+
+    async def at_once(self, statements: list[str]) -> list[list[dict[str, Any]]]:
+        """Runs statements at one moment; gives the rows of each."""
         if isinstance(self._backend, SQLite):
             with closing(sqlite3.connect(self._backend.file)) as raw, raw:
                 raw.row_factory = sqlite3.Row
-                return [dict(row) for row in raw.execute(sql.replace("threadkeep.", ""))]
+                raw.execute("BEGIN")
+                texts = [sql.replace("threadkeep.", "") for sql in statements]
+                return [[dict(row) for row in raw.execute(sql)] for sql in texts]
         async with self._lock:
             if self._connection is None:
                 assert isinstance(self._backend, Postgres)
                 self._connection = await asyncpg.connect(self._backend.url)
-            return [dict(row) for row in await self._connection.fetch(sql)]
+            async with self._connection.transaction(isolation="repeatable_read"):
+                found = [await self._connection.fetch(sql) for sql in statements]
+        return [[dict(row) for row in rows] for rows in found]
 
     async def silence(self, run_ids: list[str]) -> None:
         """Makes runs look as if their process had died long ago."""
         names = ", ".join(f"'{run_id}'" for run_id in ["", *run_ids])
-        await self.rows(
-            f"UPDATE threadkeep.sessions SET run_alive_at = {self.long_ago} "
-            f"WHERE run_id IN ({names})"
-        )
-        await self.rows(
-            f"UPDATE threadkeep.runs SET alive_at = {self.long_ago} WHERE run_id IN ({names})"
-        )
+        for table, column in (("sessions", "run_alive_at"), ("runs", "alive_at")):
+            await self.rows(
+                f"UPDATE threadkeep.{table} SET {column} = {self.long_ago} "
+                f"WHERE run_id IN ({names})"
+            )
 
     async def close(self) -> None:
         if self._connection is not None:

@@ -51,7 +51,13 @@ from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
 from threadkeep.run_log import End, RunLog, RunPlace
 from threadkeep.run_request import MAX_ATTEMPTS, Limits, RunRequest, TakenOver
 from threadkeep.session import Session
-from threadkeep.stored_runs import LOOK_SECONDS, UNFINISHED, find_run, follow_stored
+from threadkeep.stored_runs import (
+    FINAL_EVENTS,
+    LOOK_SECONDS,
+    UNFINISHED,
+    find_run,
+    follow_stored,
+)
 from threadkeep.turn import TurnSession
 from threadkeep.turn_end import closing_items
 from threadkeep.turn_line import TurnLine
@@ -177,10 +183,11 @@ class Run:
             if self.finished:
                 break
             await news.wait()
-        if self.left:
+        if self.left:  # what was told and not stored, the other process may have told otherwise
             where = (self._database, self.run_id, self.request.owner)
-            async for event in follow_stored(*where, position - 1):
-                yield event
+            async for event in follow_stored(*where, min(position, self._log.events_stored) - 1):
+                if event["sequence_number"] >= position or event["type"] in FINAL_EVENTS:
+                    yield event
 
     def on_end(self, callback: Callable[[Run], None]) -> None:
         """Calls back when it has ended and everything was told."""
