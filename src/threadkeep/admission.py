@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from agents import TResponseInputItem
 from uuid_utils import uuid7
@@ -69,6 +69,7 @@ class Entrant:
         request_hash: Of all that the client has sent.
         idempotency_key: Of the request, if it has one.
         created: The first event of the run, as JSON; '' for none.
+        waits: Whether it is stored as one that waits, and must be found so.
     """
 
     run_id: str
@@ -79,6 +80,7 @@ class Entrant:
     request_hash: str
     idempotency_key: str | None
     created: str
+    waits: bool
 
 
 OnBusy = Callable[[str | None], Awaitable[None]]
@@ -162,6 +164,7 @@ async def admit(
                 if resumed is not None:
                     return resumed
         await on_busy(holder)
+        entrant = replace(entrant, waits=True)
 
 
 async def go_on(
@@ -182,6 +185,7 @@ async def go_on(
         if not rows or rows[0]["open_run_id"] != open_run_id:
             raise TurnGoneError
         await on_busy(rows[0]["run_id"])
+        entrant = replace(entrant, waits=True)
 
 
 async def resume(database: Database, entrant: Entrant, open_run_id: str) -> Admitted | None:

@@ -51,7 +51,13 @@ from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
 from threadkeep.run_log import End, RunLog, RunPlace
 from threadkeep.run_request import MAX_ATTEMPTS, Limits, RunRequest, TakenOver
 from threadkeep.session import Session
-from threadkeep.stored_runs import LOOK_SECONDS, UNFINISHED, find_run, follow_stored
+from threadkeep.stored_runs import (
+    FINAL_EVENTS,
+    LOOK_SECONDS,
+    UNFINISHED,
+    find_run,
+    follow_stored,
+)
 from threadkeep.turn import TurnSession
 from threadkeep.turn_end import closing_items
 from threadkeep.turn_line import TurnLine
@@ -184,10 +190,11 @@ class Run:
             await news.wait()
         if self._end_asked == "left":
             raise ServerStoppingError
-        if self.left:
+        if self.left:  # what was told and not stored, the other process may have told otherwise
             where = (self._database, self.run_id, self.request.owner)
-            async for event in follow_stored(*where, position - 1):
-                yield event
+            async for event in follow_stored(*where, min(position, self._log.events_stored) - 1):
+                if event["sequence_number"] >= position or event["type"] in FINAL_EVENTS:
+                    yield event
 
     def on_end(self, callback: Callable[[Run], None]) -> None:
         """Calls back when it has ended and everything was told."""
@@ -307,9 +314,7 @@ class Run:
         if how == "left":
             return None
         self._emit(*self._converter.stop())
-        if how == "rolled back":
-            await self._take_back(await self._position())
-        else:
+        if how != "rolled back" or not await self._take_back(await self._position()):
             self._close(None)
         return End("cancelled")
 
@@ -336,9 +341,8 @@ class Run:
         admitted = self._admitted
         if admitted is None or not self.request.store:
             return End("failed")
-        if not self._converter.tool_started and not admitted.steps.tools:
-            self._log.drop_items()
-            await self._take_back(admitted.position)
+        no_tool = not self._converter.tool_started and not admitted.steps.tools
+        if no_tool and await self._take_back(admitted.position):
             return End("failed")
         assert self.failure is not None  # noqa: S101 - set by _fail
         self._close(self.failure.message)
@@ -370,6 +374,7 @@ class Run:
             request_hash=request.request_hash,
             idempotency_key=request.idempotency_key,
             created=json_text(self._events[0]),
+            waits=self._is_stored,
         )
 
     async def _queue(self) -> None:
@@ -507,17 +512,16 @@ class Run:
 
     async def _position(self) -> Position:
         """Where the session stands with all that the run has stored."""
-        self._log.drop_items()
         where = (self._database, self.request.session_id, self.request.owner)
         return (await read_history(*where)).position
 
-    async def _take_back(self, position: Position) -> None:
-        """Leaves the session as it was before the turn."""
+    async def _take_back(self, position: Position) -> bool:
+        """Leaves the session as it was before the turn, where nobody else has changed it since."""
         if self._admitted is None or not self.request.store:
-            return
+            return True
         request = self.request
         try:
-            await take_back(
+            taken_back = await take_back(
                 self._database,
                 request.session_id,
                 request.owner,
@@ -528,6 +532,10 @@ class Run:
             )
         except DatabaseError as error:
             self._fail(error)
+            return False
+        if taken_back:
+            self._log.drop_items()
+        return taken_back
 
     def _fail(self, error: BaseException) -> None:
         self.failure = describe(error)

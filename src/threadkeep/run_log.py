@@ -84,6 +84,7 @@ class RunLog:
         lost: Whether the run is not ours any more.
         tool_started: Whether a tool was called that can't be called again.
         decisions: What was decided about calls in doubt.
+        events_stored: How many events are stored, or will be with the run itself.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class RunLog:
         self._database = database
         self._place = place
         self._events = events
-        self._events_stored = events_stored
+        self.events_stored = events_stored
         self._items: list[str] = []
         self._items_stored = 0
         self._earlier = Steps()
@@ -226,7 +227,7 @@ class RunLog:
     def _has_news(self) -> bool:
         return (
             self._stored < self._added
-            or len(self._events) > self._events_stored
+            or len(self._events) > self.events_stored
             or len(self._items) > self._items_stored
             or time.monotonic() - self._last_write >= self._silence
         )
@@ -294,11 +295,11 @@ class RunLog:
         self._last_write = time.monotonic()
         added, until, count = self._added, len(self._events), len(self._items)
         models, tools = list(self._models), dict(self._tools)
-        events = [*self._events[self._events_stored : until], *more]
+        events = [*self._events[self.events_stored : until], *more]
         rows = await self._database.call(
             "write_run",
             **asdict(self._place),
-            first_seq=self._events_stored,
+            first_seq=self.events_stored,
             events=[json_text(event) for event in events],
             first_item=self._items_stored,
             items=self._items[self._items_stored : count],
@@ -310,7 +311,7 @@ class RunLog:
             self.lost = True
             raise RunLostError
         self.stop_asked = rows[0]["stop_requested"]
-        self._events_stored, self._items_stored, self._stored = until, count, added
+        self.events_stored, self._items_stored, self._stored = until, count, added
         del self._models[: len(models)]
         for key, step in tools.items():
             if self._tools[key] is step:

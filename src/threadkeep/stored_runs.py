@@ -21,7 +21,8 @@ WATCH_SECONDS = 30.0
 
 UNFINISHED = {"queued", "in_progress"}
 
-_FINAL_EVENTS = {"response.completed", "response.failed", "response.incomplete"}
+FINAL_EVENTS = {"response.completed", "response.failed", "response.incomplete"}
+"""The types of a run's last event."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,6 @@ def _response(events: list[Event]) -> dict[str, Any]:
         elif event["type"] == RESUMED:
             for index in event["voided"]:
                 output.pop(index, None)
-    if events and events[-1]["type"] in _FINAL_EVENTS:
+    if events and events[-1]["type"] in FINAL_EVENTS:
         return response
     return response | {"output": [item for _, item in sorted(output.items())]}

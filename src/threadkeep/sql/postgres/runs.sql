@@ -31,10 +31,17 @@ WHERE NOT EXISTS (
 -- name: begin_turn
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
 -- read_items does. `busy`: another run has the session, which `busy_run_id` may name, or has waited for
--- longer; or the input is that of a run that can be gone on with (`open_run_id`). Then nothing was
--- written. Made again, it finds what was done: not busy, and nothing to read here. While that can't be
--- seen yet, it breaks on the `call_id` of the first item, and is made once more.
-WITH done AS (
+-- longer; or the input is that of a run that can be gone on with (`open_run_id`); or the run, which
+-- `waits` in the database, was deleted, ended or taken over there (its row is locked, before that of the
+-- session, so that none of these can happen meanwhile). Then nothing was written. Made again, it finds
+-- what was done: not busy, and nothing to read here. While that can't be seen yet, it breaks on the
+-- `call_id` of the first item, and is made once more.
+WITH mine AS (
+  SELECT FROM threadkeep.runs
+  WHERE :waits::boolean AND run_id = :run_id AND attempt = :attempt::bigint
+    AND (status = 'queued' OR :retried::boolean AND status = 'in_progress')
+  FOR UPDATE),
+done AS (
   SELECT FROM threadkeep.items
   WHERE :retried::boolean AND session_id = :session_id AND call_id = :call_id::bigint),
 head AS (
@@ -42,9 +49,10 @@ head AS (
     (session_id, owner, title, epoch, seq, run_id, run_attempt, run_alive_at, created_at, updated_at)
   SELECT :session_id, :owner, :title, :new_epoch, cardinality(:items::text[]), :run_id, :attempt::bigint,
          clock_timestamp(), clock_timestamp(), clock_timestamp()
-  WHERE NOT EXISTS (SELECT FROM done) AND NOT EXISTS (
-    SELECT 1 FROM threadkeep.runs q
-    WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id)
+  WHERE NOT EXISTS (SELECT FROM done) AND (NOT :waits::boolean OR EXISTS (SELECT FROM mine))
+    AND NOT EXISTS (
+      SELECT 1 FROM threadkeep.runs q
+      WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id)
   ON CONFLICT (session_id) DO UPDATE
   SET seq = s.seq + cardinality(:items::text[]),
       run_id = excluded.run_id,
@@ -112,24 +120,40 @@ ORDER BY news.seq;
 
 -- name: resume_turn
 -- Goes on with the turn of a run that has ended, in another run, which is stored: takes the session and
--- cuts off what lies behind the input. No row: the session has gone on, or is another run's.
-WITH seen AS MATERIALIZED (
+-- cuts off what the turn has behind its input; what others wrote there stays. No row: the session has gone
+-- on, or is another run's; or the run,
+-- which `waits` in the database, is not there any more. Made again, it finds what was done in its own row;
+-- or, when it had to wait for that, in the session's, which is read anew.
+WITH mine AS (
+  SELECT FROM threadkeep.runs
+  WHERE :waits::boolean AND run_id = :run_id AND attempt = :attempt::bigint AND status = 'queued'
+  FOR UPDATE),
+seen AS MATERIALIZED (
   SELECT s.epoch, s.seq, r.journal_id, r.base_seq, r.input_count, r.fork_id, r.made
   FROM threadkeep.sessions s JOIN threadkeep.runs r ON r.run_id = s.open_run_id
   WHERE s.session_id = :session_id AND s.owner = :owner AND s.open_run_id = :open_run_id),
+kept AS (
+  SELECT i.data, i.created_at,
+         seen.base_seq + seen.input_count + row_number() OVER (ORDER BY i.seq) AS place
+  FROM seen JOIN threadkeep.items i
+    ON i.session_id = :session_id AND i.seq > seen.base_seq + seen.input_count AND i.run_id IS NULL),
 head AS (
   UPDATE threadkeep.sessions s
-  SET seq = seen.base_seq + seen.input_count, epoch = :new_epoch, run_id = :run_id,
+  SET seq = seen.base_seq + seen.input_count + (SELECT count(*) FROM kept), epoch = :new_epoch, run_id = :run_id,
       run_attempt = :attempt::bigint, run_alive_at = clock_timestamp(), run_items = 0,
       open_run_id = NULL, updated_at = clock_timestamp()
   FROM seen
   WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id IS NULL
     AND s.open_run_id = :open_run_id AND s.open_epoch = s.epoch AND s.open_seq = s.seq
     AND s.epoch = seen.epoch AND s.seq = seen.seq
+    AND (NOT :waits::boolean OR EXISTS (SELECT FROM mine))
     AND NOT EXISTS (
       SELECT 1 FROM threadkeep.runs q
       WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id)
   RETURNING s.seq, s.updated_at),
+moved AS (
+  UPDATE threadkeep.items i SET data = kept.data, run_id = NULL, created_at = kept.created_at
+  FROM kept WHERE i.session_id = :session_id AND i.seq = kept.place AND EXISTS (SELECT FROM head)),
 cut AS (
   DELETE FROM threadkeep.items i USING head
   WHERE i.session_id = :session_id AND i.seq > head.seq),
@@ -151,19 +175,30 @@ event AS (
 SELECT journal_id, base_seq, input_count, fork_id, made FROM head, seen
 UNION ALL
 SELECT journal_id, base_seq, input_count, fork_id, made FROM threadkeep.runs
-WHERE :retried::boolean AND run_id = :run_id AND status = 'in_progress';
+WHERE :retried::boolean AND run_id = :run_id AND attempt = :attempt::bigint AND status = 'in_progress'
+UNION ALL
+SELECT journal_id, base_seq, input_count, fork_id, made FROM seen
+WHERE :retried::boolean AND NOT EXISTS (SELECT FROM head) AND EXISTS (
+  SELECT FROM (
+    SELECT run_id FROM threadkeep.sessions WHERE session_id = :session_id OFFSET 0 FOR UPDATE) taken
+  WHERE taken.run_id = :run_id);
 
 -- name: take_back_turn
--- Undoes what admitted a turn, if nothing was stored since: removes the input, which lies after seq
--- `keep`; puts back from the fork what was cut off for it, and removes that fork; removes a session
--- that the turn had `made`. Where an item is put back in the place of a removed one, its row is
--- changed, because one statement may touch a row only once.
+-- Undoes what admitted a turn, if nothing was stored since, and nobody else wrote behind seq `keep`: removes
+-- the input, which lies there; puts back from the fork what was cut off for it, and removes that fork;
+-- removes a session that the turn had `made`, and then its run waits again, until it ends (else another
+-- run could not make the session anew). No row: it was not undone. Where an item is put back in the place
+-- of a removed one, its row is changed, because one statement may touch a row only once.
 WITH fork AS (
   SELECT f.session_id, f.seq, f.title FROM threadkeep.sessions f WHERE f.session_id = :fork_id),
+others AS (
+  SELECT FROM threadkeep.items
+  WHERE session_id = :session_id AND seq > :keep::bigint AND run_id IS NULL),
 gone AS (
   DELETE FROM threadkeep.sessions
   WHERE :made::bigint = 1 AND session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_attempt = :attempt
     AND epoch = :epoch AND seq = :seq AND :keep::bigint = 0
+    AND NOT EXISTS (SELECT FROM others)
   RETURNING session_id),
 head AS (
   UPDATE threadkeep.sessions
@@ -173,8 +208,10 @@ head AS (
       updated_at = clock_timestamp()
   WHERE (:made::bigint = 0 OR :keep::bigint > 0)
     AND session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_attempt = :attempt
-    AND epoch = :epoch AND seq = :seq
+    AND epoch = :epoch AND seq = :seq AND NOT EXISTS (SELECT FROM others)
   RETURNING session_id),
+waits AS (
+  UPDATE threadkeep.runs SET status = 'queued' WHERE run_id = :run_id AND EXISTS (SELECT FROM gone)),
 undone AS (SELECT session_id FROM gone UNION ALL SELECT session_id FROM head),
 replaced AS (
   UPDATE threadkeep.items t
@@ -195,8 +232,16 @@ restored AS (
 fork_items AS (
   DELETE FROM threadkeep.items WHERE session_id = :fork_id AND EXISTS (SELECT FROM undone)),
 fork_gone AS (
-  DELETE FROM threadkeep.sessions WHERE session_id = :fork_id AND EXISTS (SELECT FROM undone))
-SELECT session_id FROM undone;
+  DELETE FROM threadkeep.sessions WHERE session_id = :fork_id AND EXISTS (SELECT FROM undone)),
+done AS (
+  SELECT epoch FROM threadkeep.sessions
+  WHERE :retried::boolean AND session_id = :session_id OFFSET 0 FOR UPDATE)
+SELECT session_id FROM undone
+UNION ALL
+SELECT :session_id::text
+WHERE :retried::boolean AND NOT EXISTS (SELECT FROM undone) AND (
+  EXISTS (SELECT FROM done WHERE epoch = :new_epoch::bigint)
+  OR :made::bigint = 1 AND :keep::bigint = 0 AND NOT EXISTS (SELECT FROM done));
 
 -- name: write_run
 -- What a run has to store, in one: events from number `first_seq` on; items, of which `first_item` came

@@ -21,10 +21,16 @@ WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owne
 -- name: begin_turn
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
 -- read_items does. `busy` = 1: another run has the session, which is `busy_run_id` then, or has waited
--- for longer; or the input is that of a run that can be gone on with (`open_run_id`). Then nothing was
--- written.
+-- for longer; or the input is that of a run that can be gone on with (`open_run_id`); or the run, which
+-- `waits` in the database, was deleted, ended or taken over there. Then nothing was written.
 INSERT INTO sessions (session_id, owner, epoch, created_at, updated_at)
-SELECT :session_id, :owner, :new_epoch, now, now FROM clock WHERE true
+SELECT :session_id, :owner, :new_epoch, now, now FROM clock
+WHERE (:waits = 0 OR EXISTS (
+    SELECT 1 FROM runs r
+    WHERE r.run_id = :run_id AND r.attempt = :attempt AND r.status = 'queued'))
+  AND NOT EXISTS (
+    SELECT 1 FROM runs q
+    WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id)
 ON CONFLICT (session_id) DO NOTHING;
 UPDATE sessions
 SET seq = seq + json_array_length(:items),
@@ -38,6 +44,9 @@ SET seq = seq + json_array_length(:items),
 WHERE session_id = :session_id AND owner = :owner AND run_id IS NULL
   AND (open_run_id IS NOT NULL AND open_hash = :input_hash AND open_epoch = epoch AND open_seq = seq)
     IS NOT TRUE
+  AND (:waits = 0 OR EXISTS (
+    SELECT 1 FROM runs r
+    WHERE r.run_id = :run_id AND r.attempt = :attempt AND r.status = 'queued'))
   AND NOT EXISTS (
     SELECT 1 FROM runs q
     WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id);
@@ -47,50 +56,70 @@ INSERT INTO runs
 SELECT :run_id, s.session_id, s.owner, :idempotency_key, :request_hash, :request, :run_id, 'in_progress',
        s.seq - json_array_length(:items), json_array_length(:items), :fork_id, s.epoch = :new_epoch,
        s.updated_at, s.updated_at
-FROM sessions s WHERE s.session_id = :session_id AND s.run_id = :run_id
+FROM sessions s WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt
 ON CONFLICT (run_id) DO UPDATE
 SET status = 'in_progress', base_seq = excluded.base_seq, input_count = excluded.input_count,
     fork_id = excluded.fork_id, made = excluded.made, alive_at = excluded.alive_at;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT s.run_id, 0, :created FROM sessions s
-WHERE s.session_id = :session_id AND s.run_id = :run_id AND :created <> '';
+WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt
+  AND :created <> '';
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
 FROM sessions s, json_each(:items) j
-WHERE s.session_id = :session_id AND s.run_id = :run_id;
-SELECT s.epoch, s.seq AS head, s.owner = :owner AS owned, s.run_id IS NOT :run_id AS busy,
-       CASE WHEN s.run_id IS NOT :run_id THEN s.run_id END AS busy_run_id,
+WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt;
+SELECT s.epoch, s.seq AS head, s.owner IS NULL OR s.owner = :owner AS owned,
+       s.run_id IS NOT :run_id OR s.run_attempt <> :attempt AS busy, s.run_id AS busy_run_id,
        CASE WHEN s.open_hash = :input_hash AND s.open_epoch = s.epoch AND s.open_seq = s.seq
             THEN s.open_run_id END AS open_run_id,
        b.base, i.seq, i.data, i.created_at
-FROM sessions s
-JOIN (SELECT CASE WHEN EXISTS (
+FROM (SELECT CASE WHEN EXISTS (
         SELECT 1 FROM sessions t JOIN items k ON k.session_id = t.session_id AND k.seq = :seq
         WHERE t.session_id = :session_id AND t.epoch = :epoch AND k.created_at = :tag)
       THEN :seq ELSE 0 END AS base) b
+LEFT JOIN sessions s ON s.session_id = :session_id
 LEFT JOIN items i
   ON i.session_id = s.session_id AND i.seq > b.base AND s.owner = :owner AND s.run_id = :run_id
-WHERE s.session_id = :session_id
+    AND s.run_attempt = :attempt
 ORDER BY i.seq;
 
 -- name: resume_turn
 -- Goes on with the turn of a run that has ended, in another run, which is stored: takes the session and
--- cuts off what lies behind the input. No row: the session has gone on, or is another run's.
+-- cuts off what the turn has behind its input; what others wrote there stays. No row: the session has gone
+-- on, or is another run's; or the run, which `waits` in the database, is not there any more.
 UPDATE sessions
-SET seq = (SELECT r.base_seq + r.input_count FROM runs r WHERE r.run_id = :open_run_id),
+SET seq = (
+      SELECT r.base_seq + r.input_count + (
+        SELECT count(*) FROM items i
+        WHERE i.session_id = :session_id AND i.seq > r.base_seq + r.input_count AND i.run_id IS NULL)
+      FROM runs r WHERE r.run_id = :open_run_id),
     epoch = :new_epoch, run_id = :run_id, run_attempt = :attempt,
     run_alive_at = (SELECT now FROM clock), run_items = 0, open_run_id = NULL,
     updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner AND run_id IS NULL
   AND open_run_id = :open_run_id AND open_epoch = epoch AND open_seq = seq
   AND EXISTS (SELECT 1 FROM runs r WHERE r.run_id = :open_run_id)
+  AND (:waits = 0 OR EXISTS (
+    SELECT 1 FROM runs r
+    WHERE r.run_id = :run_id AND r.attempt = :attempt AND r.status = 'queued'))
   AND NOT EXISTS (
     SELECT 1 FROM runs q
     WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id);
 DELETE FROM items
-WHERE session_id = :session_id AND seq > (
-  SELECT s.seq FROM sessions s
-  WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.epoch = :new_epoch);
+WHERE session_id = :session_id AND run_id IS NOT NULL
+  AND seq > (SELECT r.base_seq + r.input_count FROM runs r WHERE r.run_id = :open_run_id)
+  AND EXISTS (SELECT 1 FROM sessions s
+              WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.epoch = :new_epoch);
+UPDATE items AS i
+SET seq = (
+  SELECT r.base_seq + r.input_count + (
+    SELECT count(*) FROM items k
+    WHERE k.session_id = :session_id AND k.seq > r.base_seq + r.input_count AND k.seq <= i.seq)
+  FROM runs r WHERE r.run_id = :open_run_id)
+WHERE session_id = :session_id
+  AND seq > (SELECT r.base_seq + r.input_count FROM runs r WHERE r.run_id = :open_run_id)
+  AND EXISTS (SELECT 1 FROM sessions s
+              WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.epoch = :new_epoch);
 INSERT INTO runs
   (run_id, session_id, owner, idempotency_key, request_hash, request, journal_id, status, base_seq,
    input_count, fork_id, made, alive_at, created_at)
@@ -108,20 +137,22 @@ SELECT journal_id, base_seq, input_count, fork_id, made FROM runs
 WHERE run_id = :run_id AND status = 'in_progress';
 
 -- name: take_back_turn
--- Undoes what admitted a turn, if nothing was stored since: removes the input, which lies after seq
--- `keep`; puts back from the fork what was cut off for it, and removes that fork; removes a session
--- that the turn had `made`.
-DELETE FROM items
-WHERE session_id = :session_id AND seq > :keep
-  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.owner = :owner
-              AND s.run_id = :run_id AND s.run_attempt = :attempt AND s.epoch = :epoch AND s.seq = :seq);
+-- Undoes what admitted a turn, if nothing was stored since, and nobody else wrote behind seq `keep`: removes
+-- the input, which lies there; puts back from the fork what was cut off for it, and removes that fork;
+-- removes a session that the turn had `made`, and then its run waits again, until it ends. No row: it was
+-- not undone.
 UPDATE sessions
 SET seq = max(:keep, coalesce((SELECT f.seq FROM sessions f WHERE f.session_id = :fork_id), 0)),
     epoch = :new_epoch,
     title = CASE WHEN :keep > 0 OR :fork_id <> '' THEN title END,
     updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_attempt = :attempt
-  AND epoch = :epoch AND seq = :seq;
+  AND epoch = :epoch AND seq = :seq
+  AND NOT EXISTS (SELECT 1 FROM items i
+                  WHERE i.session_id = :session_id AND i.seq > :keep AND i.run_id IS NULL);
+DELETE FROM items
+WHERE session_id = :session_id AND seq > :keep
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT :session_id, i.seq, i.data, i.run_id, i.created_at
 FROM items i JOIN sessions s ON s.session_id = :session_id AND s.epoch = :new_epoch
@@ -132,8 +163,12 @@ WHERE session_id = :fork_id
 DELETE FROM sessions
 WHERE session_id = :fork_id
   AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
+UPDATE runs SET status = CASE WHEN :made = 1 AND :keep = 0 THEN 'queued' ELSE status END
+WHERE run_id = :run_id
+  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch)
+RETURNING run_id;
 DELETE FROM sessions
-WHERE session_id = :session_id AND epoch = :new_epoch AND seq = 0 AND :made = 1;
+WHERE session_id = :session_id AND epoch = :new_epoch AND :made = 1 AND :keep = 0;
 
 -- name: write_run
 -- What a run has to store, in one: events from number `first_seq` on; items, of which `first_item` came
