@@ -1,0 +1,1 @@
+"""For those who want proof: kits that put what is promised to the test."""
