@@ -96,7 +96,7 @@ class Run:
         row = taken_over.row if taken_over else {}
         self.request = request
         self.run_id: str = row.get("run_id") or new_id("resp")
-        self.status = "queued"
+        self.status = row.get("status", "queued")
         self.failure: Failure | None = None
         self.left = self.finished = False
         self.received: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -121,6 +121,7 @@ class Run:
             self._events,
             events_stored=max(1, len(self._events)),
             lost_after_ms=limits.lost_after_ms,
+            on_stored=self._wake_followers,
         )
         self._converter = ResponseEvents(self._events)
         self._usage: Usage | None = None
@@ -167,11 +168,11 @@ class Run:
         }
 
     async def follow(self, after: int = -1) -> AsyncIterator[Event]:
-        """Its events behind a sequence number, to the last, as they come."""
+        """Its events behind a sequence number, to the last, as they come: each when it is stored."""
         position = after + 1
         while True:
             news = self._news
-            while position < len(self._events):
+            while position < self._tellable():
                 yield self._events[position]
                 position += 1
             if self.finished:
@@ -181,6 +182,12 @@ class Run:
             where = (self._database, self.run_id, self.request.owner)
             async for event in follow_stored(*where, position - 1):
                 yield event
+
+    def _tellable(self) -> int:
+        """How many events may be told: another attempt would number others like those lost."""
+        if not self.request.store or (self.finished and not self.left):
+            return len(self._events)
+        return self._log.events_stored
 
     def on_end(self, callback: Callable[[Run], None]) -> None:
         """Calls back when it has ended and everything was told."""
@@ -223,6 +230,9 @@ class Run:
     def _emit(self, *events: Event) -> None:
         for event in events:
             self._events.append(event | {"sequence_number": len(self._events)})
+        self._wake_followers()
+
+    def _wake_followers(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 

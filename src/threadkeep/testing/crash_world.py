@@ -265,9 +265,11 @@ def _in_parts(event: Any) -> list[Any]:
 
 def plainly(item: Any) -> str:
     """What an item says, whatever its ids."""
-    if "arguments" in item:
+    if item.get("type") == "function_call":
         thing = json.loads(item["arguments"])["thing"]
         return f"call {item['call_id']}: {item['name']} {thing}"
-    if "output" in item:
+    if item.get("type") == "function_call_output":
         return f"output {item['call_id']}: {item['output']}"
+    if item.get("type", "message") != "message":
+        return str(item["type"])
     return f"{item.get('role')}: {text_of(item.get('content'))}"
