@@ -140,14 +140,18 @@ class Run:
         self._task = asyncio.create_task(self._work(), name=self.run_id)
 
     def response(self) -> dict[str, Any]:
-        """The run as the Responses API shows it."""
-        request, failure = self.request, self.failure
-        reason = self._converter.incomplete_reason if self.status == "incomplete" else None
+        """The run as the Responses API shows it; its end, and why, only when that is stored."""
+        return self._shown(self.status)
+
+    def _shown(self, status: str) -> dict[str, Any]:
+        request = self.request
+        failure = self.failure if status == "failed" else None
+        reason = self._converter.incomplete_reason if status == "incomplete" else None
         return {
             "id": self.run_id,
             "object": "response",
             "created_at": self._created_at,
-            "status": self.status,
+            "status": status,
             "background": request.background,
             "error": failure and {"code": failure.code, "message": failure.message},
             "incomplete_details": reason and {"reason": reason},
@@ -278,11 +282,11 @@ class Run:
 
     async def _outcome(self) -> End | None:
         """How the turn ended; what it leaves behind is put in order. None: it goes on elsewhere."""
-        if self._log.lost:
-            return None
         error: BaseException | None = None
         if not self._turn_task.cancelled():
             error = self._turn_task.exception()
+        if self._log.lost:
+            return None
         if self._turn_task.cancelled() or isinstance(error, RunStoppedError):
             return await self._stopped()
         if isinstance(error, InDoubtError):
@@ -546,8 +550,8 @@ class Run:
             if end is None:
                 await self._log.release()
             else:
-                self.status = end.status
-                await self._log.finish(end, self._final() | {"sequence_number": len(self._events)})
+                last = self._final(end.status) | {"sequence_number": len(self._events)}
+                await self._log.finish(end, last)
                 self._tell_end(end.status)
                 return
         except RunLostError as error:
@@ -555,6 +559,7 @@ class Run:
                 self._fail(error)
                 self._tell_end("failed")
                 return
+            self.failure = None  # that was ours; how it ends is told where it goes on
         except DatabaseError as error:
             self._fail(error)
         self._leave()
@@ -579,10 +584,10 @@ class Run:
         if not self.received.done():
             self.received.set_result(None)
         self.finished = True
-        self._emit(self._final())
+        self._emit(self._final(status))
 
-    def _final(self) -> Event:
-        return {"type": _END_EVENTS[self.status], "response": self.response()}
+    def _final(self, status: str) -> Event:
+        return {"type": _END_EVENTS[status], "response": self._shown(status)}
 
 
 async def _stop_runner(result: RunResultStreaming) -> None:

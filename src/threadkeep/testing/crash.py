@@ -51,6 +51,12 @@ from threadkeep.testing.crash_world import SCENARIOS
 _HUNG_SECONDS = 40.0
 _MOST_KILLS = 4
 
+_FREEZES = 4
+"""How often another process freezes while one is frozen at a statement: sooner and later."""
+
+_AT_WORK = "before read_journal"
+"""Where a process has taken over a run, and begins to work on it."""
+
 
 @dataclass
 class Report:
@@ -263,8 +269,13 @@ def every_freeze(scenario: str, points: Sequence[str], seed: int) -> Iterator[Ca
         if not place.startswith(("before ", "after ")):
             continue
         dice = random.Random(f"{seed} {point}")  # noqa: S311 - no secret
-        fates = (Fate(point=point, freeze=True), Fate(point=dice.randrange(6, 50), freeze=True))
-        yield Case(f"freeze-{scenario}-{point}", scenario, fates, point % 3 == 0, seed + point)
+        for number in range(_FREEZES):
+            part = len(points) // 2 / _FREEZES
+            later_point = int(dice.uniform(number * part, (number + 1) * part))
+            later = Fate(point=later_point, behind=_AT_WORK, freeze=True)
+            fates = (Fate(point=point, freeze=True), later)
+            name = f"freeze-{scenario}-{point}-{number}"
+            yield Case(name, scenario, fates, point % 3 == 0, seed + point)
 
 
 def random_case(name: str, measures: dict[str, Measure], dice: random.Random) -> Case:
@@ -276,8 +287,8 @@ def random_case(name: str, measures: dict[str, Measure], dice: random.Random) ->
         if dice.random() < 0.5:
             fates.append(Fate(seconds=dice.uniform(0, 1.2 * measured.seconds + waits)))
         else:
-            more = 0 if number == 0 else 30  # it looks for lost runs, too
-            fates.append(Fate(point=dice.randrange(len(measured.points) + more)))
+            behind = _AT_WORK if number and dice.random() < 0.7 else ""
+            fates.append(Fate(point=dice.randrange(len(measured.points)), behind=behind))
     return Case(name, scenario, tuple(fates), dice.random() < 0.3, dice.randrange(1 << 30))
 
 

@@ -117,28 +117,38 @@ class Points:
     """The points that a process passes, in order; at one of them it is killed, or frozen.
 
     Args:
+        tell: Told the name of the point, before.
         stop_at: The number of the point; None: none.
+        behind: The name of the point behind which they are counted; '' for all.
         freeze: Whether it only freezes there, until it is told to go on. It does so before or after
             a statement alone: elsewhere it may hold a lock on a file, which no dead process does.
-        tell: Told the name of the point, before.
     """
 
     def __init__(
-        self, stop_at: int | None, freeze: bool, tell: Callable[[dict[str, Any]], None]
+        self,
+        tell: Callable[[dict[str, Any]], None],
+        stop_at: int | None = None,
+        behind: str = "",
+        freeze: bool = False,
     ) -> None:
         self.passed: list[str] = []
-        self._stop_at = stop_at
+        self._left = stop_at
+        self._behind = behind
         self._freeze = freeze
         self._tell = tell
 
     def reach(self, name: str) -> None:
         """Passes a point, or does not."""
         self.passed.append(name)
-        if self._stop_at is None or len(self.passed) <= self._stop_at:
+        if self._behind:
+            self._behind = "" if name == self._behind else self._behind
             return
-        if self._freeze and not name.startswith(("before ", "after ")):
+        if self._left is None:
             return
-        self._stop_at = None
+        self._left -= 1
+        if self._left >= 0 or (self._freeze and not name.startswith(("before ", "after "))):
+            return
+        self._left = None
         self._tell({"stopped": name})
         os.kill(os.getpid(), signal.SIGSTOP if self._freeze else signal.SIGKILL)
 
