@@ -250,7 +250,9 @@ class Checks:
     def _check_session(self, tables: Tables, name: str, session: Row) -> None:
         items = tables.items.get(name, [])
         assert [item["seq"] for item in items] == list(range(1, session["seq"] + 1)), "not dense"
-        assert session["seq"] or name in self._popped or session["run_id"], f"{name} is empty, and stays"
+        assert session["seq"] or name in self._popped or session["run_id"], (
+            f"{name} is empty, and stays"
+        )
         working = [
             run["run_id"]
             for run in tables.runs.values()

@@ -52,7 +52,6 @@ from threadkeep.run_log import End, RunLog, RunPlace
 from threadkeep.run_request import MAX_ATTEMPTS, Limits, RunRequest, TakenOver
 from threadkeep.session import Session
 from threadkeep.stored_runs import (
-    FINAL_EVENTS,
     LOOK_SECONDS,
     UNFINISHED,
     find_run,
@@ -102,7 +101,7 @@ class Run:
         row = taken_over.row if taken_over else {}
         self.request = request
         self.run_id: str = row.get("run_id") or new_id("resp")
-        self.status = "queued"
+        self.status = row.get("status", "queued")
         self.failure: Failure | None = None
         self.left = self.finished = False
         self.received: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -127,6 +126,7 @@ class Run:
             self._events,
             events_stored=max(1, len(self._events)),
             lost_after_ms=limits.lost_after_ms,
+            on_stored=self._wake_followers,
         )
         self._converter = ResponseEvents(self._events)
         self._usage: Usage | None = None
@@ -146,14 +146,18 @@ class Run:
         self._task = asyncio.create_task(self._work(), name=self.run_id)
 
     def response(self) -> dict[str, Any]:
-        """The run as the Responses API shows it."""
-        request, failure = self.request, self.failure
-        reason = self._converter.incomplete_reason if self.status == "incomplete" else None
+        """The run as the Responses API shows it; its end, and why, only when that is stored."""
+        return self._shown(self.status)
+
+    def _shown(self, status: str) -> dict[str, Any]:
+        request = self.request
+        failure = self.failure if status == "failed" else None
+        reason = self._converter.incomplete_reason if status == "incomplete" else None
         return {
             "id": self.run_id,
             "object": "response",
             "created_at": self._created_at,
-            "status": self.status,
+            "status": status,
             "background": request.background,
             "error": failure and {"code": failure.code, "message": failure.message},
             "incomplete_details": reason and {"reason": reason},
@@ -174,7 +178,7 @@ class Run:
         }
 
     async def follow(self, after: int = -1) -> AsyncIterator[Event]:
-        """Its events behind a sequence number, to the last, as they come.
+        """Its events behind a sequence number, to the last, each as soon as it is stored.
 
         Raises:
             ServerStoppingError: It was handed over, and goes on elsewhere.
@@ -182,7 +186,7 @@ class Run:
         position = after + 1
         while True:
             news = self._news
-            while position < len(self._events):
+            while position < self._tellable():
                 yield self._events[position]
                 position += 1
             if self.finished:
@@ -190,11 +194,16 @@ class Run:
             await news.wait()
         if self._end_asked == "left":
             raise ServerStoppingError
-        if self.left:  # what was told and not stored, the other process may have told otherwise
+        if self.left:
             where = (self._database, self.run_id, self.request.owner)
-            async for event in follow_stored(*where, min(position, self._log.events_stored) - 1):
-                if event["sequence_number"] >= position or event["type"] in FINAL_EVENTS:
-                    yield event
+            async for event in follow_stored(*where, position - 1):
+                yield event
+
+    def _tellable(self) -> int:
+        """How many events may be told: another attempt would number others like those lost."""
+        if not self.request.store or (self.finished and not self.left):
+            return len(self._events)
+        return self._log.events_stored
 
     def on_end(self, callback: Callable[[Run], None]) -> None:
         """Calls back when it has ended and everything was told."""
@@ -250,6 +259,9 @@ class Run:
     def _emit(self, *events: Event) -> None:
         for event in events:
             self._events.append(event | {"sequence_number": len(self._events)})
+        self._wake_followers()
+
+    def _wake_followers(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 
@@ -293,11 +305,11 @@ class Run:
 
     async def _outcome(self) -> End | None:
         """How the turn ended; what it leaves behind is put in order. None: it goes on elsewhere."""
-        if self._log.lost:
-            return None
         error: BaseException | None = None
         if not self._turn_task.cancelled():
             error = self._turn_task.exception()
+        if self._log.lost:
+            return None
         if self._turn_task.cancelled() or isinstance(error, RunStoppedError):
             return await self._stopped()
         if isinstance(error, InDoubtError):
@@ -557,8 +569,8 @@ class Run:
             if end is None:
                 await self._log.release()
             else:
-                self.status = end.status
-                await self._log.finish(end, self._final() | {"sequence_number": len(self._events)})
+                last = self._final(end.status) | {"sequence_number": len(self._events)}
+                await self._log.finish(end, last)
                 self._tell_end(end.status)
                 return
         except RunLostError as error:
@@ -566,6 +578,7 @@ class Run:
                 self._fail(error)
                 self._tell_end("failed")
                 return
+            self.failure = None  # that was ours; how it ends is told where it goes on
         except DatabaseError as error:
             self._fail(error)
         self._leave()
@@ -590,10 +603,10 @@ class Run:
         if not self.received.done():
             self.received.set_result(None)
         self.finished = True
-        self._emit(self._final())
+        self._emit(self._final(status))
 
-    def _final(self) -> Event:
-        return {"type": _END_EVENTS[self.status], "response": self.response()}
+    def _final(self, status: str) -> Event:
+        return {"type": _END_EVENTS[status], "response": self._shown(status)}
 
 
 async def _stop_runner(result: RunResultStreaming) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from urllib.parse import quote
 
@@ -21,7 +21,7 @@ from threadkeep.journal import Decision, ModelStep, ToolStep
 from threadkeep.response_events import Event
 from threadkeep.stored_runs import Steps
 
-FLUSH_SECONDS = 0.1
+FLUSH_SECONDS = 0.05
 """How long an event waits at most before it is stored."""
 
 LOST_AFTER_MS = 10_000
@@ -78,6 +78,7 @@ class RunLog:
         events: Its events, numbered from 0; the run appends to the list.
         events_stored: How many of them are stored, or will be with the run itself.
         lost_after_ms: How long it may be silent, in milliseconds.
+        on_stored: Called each time that something was stored.
 
     Attributes:
         stop_asked: What somebody elsewhere wants: `cancel`, `interrupt`, `rollback`; '' nothing.
@@ -95,6 +96,7 @@ class RunLog:
         *,
         events_stored: int = 1,
         lost_after_ms: int = LOST_AFTER_MS,
+        on_stored: Callable[[], None] = lambda: None,
     ) -> None:
         self.stop_asked = ""
         self.lost = False
@@ -103,6 +105,7 @@ class RunLog:
         self._database = database
         self._place = place
         self._events = events
+        self._on_stored = on_stored
         self.events_stored = events_stored
         self._items: list[str] = []
         self._items_stored = 0
@@ -318,6 +321,7 @@ class RunLog:
                 del self._tools[key]
         self._written.set()
         self._written = asyncio.Event()
+        self._on_stored()
 
     def _tool_columns(self, steps: Mapping[str, ToolStep]) -> dict[str, list[str]]:
         approvals = self._earlier.approvals

@@ -99,7 +99,9 @@ class Runs:
         """
         if self._stopping:
             return None
-        rows = await self._database.call("claim_lost_run", stale_after=self._limits.lost_after_ms)
+        rows = await self._database.call(
+            "claim_lost_run", stale_after=self._limits.lost_after_ms, own=list(self._runs)
+        )
         if not rows:
             return None
         row = rows[0]

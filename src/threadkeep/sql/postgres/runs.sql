@@ -337,11 +337,13 @@ WHERE run_id = :run_id AND attempt = :attempt AND finished_at IS NULL;
 
 -- name: claim_lost_run
 -- Takes over one run whose process gave no sign of life for `stale_after` ms; it is the next attempt's
--- then. `has_session`: whether it has its session still.
+-- then. Not one of `own`, which the caller works on: it was only busy. `has_session`: whether it has its
+-- session still.
 WITH lost AS MATERIALIZED (
   SELECT r.run_id, r.session_id, r.status FROM threadkeep.runs r
   WHERE r.finished_at IS NULL AND r.request IS NOT NULL
     AND r.alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms'
+    AND r.run_id <> ALL (:own::text[])
   ORDER BY random() LIMIT 1),  -- not the one that all the others try for
 session AS (
   UPDATE threadkeep.sessions s

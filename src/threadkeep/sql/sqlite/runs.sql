@@ -243,19 +243,22 @@ WHERE run_id = :run_id AND attempt = :attempt AND finished_at IS NULL;
 
 -- name: claim_lost_run
 -- Takes over one run whose process gave no sign of life for `stale_after` ms; it is the next attempt's
--- then. `has_session`: whether it has its session still.
+-- then. Not one of `own`, which the caller works on: it was only busy. `has_session`: whether it has its
+-- session still.
 UPDATE sessions
 SET run_attempt = run_attempt + 1, run_alive_at = (SELECT now FROM clock)
 WHERE (session_id, run_id) = (
   SELECT r.session_id, r.run_id FROM runs r
   WHERE r.finished_at IS NULL AND r.request IS NOT NULL
     AND r.alive_at <= (SELECT now FROM clock) - :stale_after
+    AND r.run_id NOT IN (SELECT value FROM json_each(:own))
   ORDER BY r.run_id LIMIT 1);
 UPDATE runs SET attempt = attempt + 1, alive_at = (SELECT now FROM clock)
 WHERE run_id = (
   SELECT r.run_id FROM runs r
   WHERE r.finished_at IS NULL AND r.request IS NOT NULL
     AND r.alive_at <= (SELECT now FROM clock) - :stale_after
+    AND r.run_id NOT IN (SELECT value FROM json_each(:own))
   ORDER BY r.run_id LIMIT 1)
 RETURNING run_id, session_id, owner, status, idempotency_key, request_hash, request, journal_id, attempt,
           base_seq, input_count, fork_id, made, created_at,
