@@ -1,8 +1,8 @@
 """What one run has stored: events, items and the steps of its journal, in one write each time.
 
 Writing is a run's sign of life as well, and brings back what others ask of it. Events and items
-wait for a tenth of a second at most; a step of the journal is stored at once, and takes along what
-waits.
+wait for a twentieth of a second at most; a step of the journal is stored at once, and takes along
+what waits.
 """
 
 from __future__ import annotations
