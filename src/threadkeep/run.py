@@ -120,6 +120,7 @@ class Run:
             self._events,
             events_stored=max(1, len(self._events)),
             lost_after_ms=limits.lost_after_ms,
+            on_stored=self._wake_followers,
         )
         self._converter = ResponseEvents(self._events)
         self._usage: Usage | None = None
@@ -167,11 +168,12 @@ class Run:
         }
 
     async def follow(self, after: int = -1) -> AsyncIterator[Event]:
-        """Its events behind a sequence number, to the last, as they come."""
+        """Its events behind a sequence number, to the last, as they are stored: what is not may be
+        made anew by another process, under the same numbers."""
         position = after + 1
         while True:
             news = self._news
-            while position < len(self._events):
+            while position < self._tellable():
                 yield self._events[position]
                 position += 1
             if self.finished:
@@ -181,6 +183,12 @@ class Run:
             where = (self._database, self.run_id, self.request.owner)
             async for event in follow_stored(*where, position - 1):
                 yield event
+
+    def _tellable(self) -> int:
+        """How many of its events may be told."""
+        if not self.request.store or (self.finished and not self.left):
+            return len(self._events)
+        return self._log.events_stored
 
     def on_end(self, callback: Callable[[Run], None]) -> None:
         """Calls back when it has ended and everything was told."""
@@ -236,6 +244,9 @@ class Run:
     def _emit(self, *events: Event) -> None:
         for event in events:
             self._events.append(event | {"sequence_number": len(self._events)})
+        self._wake_followers()
+
+    def _wake_followers(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from urllib.parse import quote
 
@@ -76,8 +76,10 @@ class RunLog:
         events: Its events, numbered from 0; the run appends to the list.
         events_stored: How many of them are stored, or will be with the run itself.
         lost_after_ms: How long it may be silent, in milliseconds.
+        on_stored: Called when something was stored.
 
     Attributes:
+        events_stored: How many events are stored.
         stop_asked: What somebody elsewhere wants: `cancel`, `interrupt`, `rollback`; '' nothing.
         lost: Whether the run is not ours any more.
         tool_started: Whether a tool was called that can't be called again.
@@ -92,6 +94,7 @@ class RunLog:
         *,
         events_stored: int = 1,
         lost_after_ms: int = LOST_AFTER_MS,
+        on_stored: Callable[[], None] = lambda: None,
     ) -> None:
         self.stop_asked = ""
         self.lost = False
@@ -100,7 +103,7 @@ class RunLog:
         self._database = database
         self._place = place
         self._events = events
-        self._events_stored = events_stored
+        self.events_stored = events_stored
         self._items: list[str] = []
         self._items_stored = 0
         self._earlier = Steps()
@@ -108,6 +111,7 @@ class RunLog:
         self._tools: dict[str, ToolStep] = {}
         self._calls: dict[str, ToolStep] = {}
         self._lost_after_ms = lost_after_ms
+        self._on_stored = on_stored
         self._silence = lost_after_ms / 1000 / _SIGNS_OF_LIFE
         self._added = self._stored = 0
         self._writing = asyncio.Lock()
@@ -207,7 +211,7 @@ class RunLog:
         last = time.monotonic()
         while True:
             await asyncio.sleep(min(FLUSH_SECONDS, self._silence))
-            waiting = self._stored < self._added or len(self._events) > self._events_stored
+            waiting = self._stored < self._added or len(self._events) > self.events_stored
             if not waiting and time.monotonic() - last < self._silence:
                 continue
             last = time.monotonic()
@@ -284,11 +288,11 @@ class RunLog:
             raise RunLostError
         added, until, count = self._added, len(self._events), len(self._items)
         models, tools = list(self._models), dict(self._tools)
-        events = [*self._events[self._events_stored : until], *more]
+        events = [*self._events[self.events_stored : until], *more]
         rows = await self._database.call(
             "write_run",
             **asdict(self._place),
-            first_seq=self._events_stored,
+            first_seq=self.events_stored,
             events=[json_text(event) for event in events],
             first_item=self._items_stored,
             items=self._items[self._items_stored : count],
@@ -300,13 +304,14 @@ class RunLog:
             self.lost = True
             raise RunLostError
         self.stop_asked = rows[0]["stop_requested"]
-        self._events_stored, self._items_stored, self._stored = until, count, added
+        self.events_stored, self._items_stored, self._stored = until, count, added
         del self._models[: len(models)]
         for key, step in tools.items():
             if self._tools[key] is step:
                 del self._tools[key]
         self._written.set()
         self._written = asyncio.Event()
+        self._on_stored()
 
     def _tool_columns(self, steps: Mapping[str, ToolStep]) -> dict[str, list[str]]:
         approvals = self._earlier.approvals
