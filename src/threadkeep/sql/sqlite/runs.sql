@@ -21,10 +21,14 @@ WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owne
 -- name: begin_turn
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
 -- read_items does. `busy` = 1: another run has the session, which is `busy_run_id` then, or has waited
--- for longer; or the input is that of a run that can be gone on with (`open_run_id`). Then nothing was
--- written.
+-- for longer, or has not ended yet since its session was taken back; or the input is that of a run that
+-- can be gone on with (`open_run_id`). Then nothing was written.
 INSERT INTO sessions (session_id, owner, epoch, created_at, updated_at)
-SELECT :session_id, :owner, :new_epoch, now, now FROM clock WHERE true
+SELECT :session_id, :owner, :new_epoch, now, now FROM clock
+WHERE NOT EXISTS (
+  SELECT 1 FROM runs q
+  WHERE q.session_id = :session_id AND (q.status = 'queued' AND q.run_id < :run_id
+    OR q.status = 'in_progress' AND q.run_id <> :run_id))
 ON CONFLICT (session_id) DO NOTHING;
 UPDATE sessions
 SET seq = seq + json_array_length(:items),
@@ -58,19 +62,18 @@ INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
 FROM sessions s, json_each(:items) j
 WHERE s.session_id = :session_id AND s.run_id = :run_id;
-SELECT s.epoch, s.seq AS head, s.owner = :owner AS owned, s.run_id IS NOT :run_id AS busy,
+SELECT s.epoch, s.seq AS head, coalesce(s.owner = :owner, true) AS owned, s.run_id IS NOT :run_id AS busy,
        CASE WHEN s.run_id IS NOT :run_id THEN s.run_id END AS busy_run_id,
        CASE WHEN s.open_hash = :input_hash AND s.open_epoch = s.epoch AND s.open_seq = s.seq
             THEN s.open_run_id END AS open_run_id,
        b.base, i.seq, i.data, i.created_at
-FROM sessions s
-JOIN (SELECT CASE WHEN EXISTS (
+FROM (SELECT CASE WHEN EXISTS (
         SELECT 1 FROM sessions t JOIN items k ON k.session_id = t.session_id AND k.seq = :seq
         WHERE t.session_id = :session_id AND t.epoch = :epoch AND k.created_at = :tag)
       THEN :seq ELSE 0 END AS base) b
+LEFT JOIN sessions s ON s.session_id = :session_id
 LEFT JOIN items i
   ON i.session_id = s.session_id AND i.seq > b.base AND s.owner = :owner AND s.run_id = :run_id
-WHERE s.session_id = :session_id
 ORDER BY i.seq;
 
 -- name: resume_turn
