@@ -141,9 +141,7 @@ def check_answer(response: Response) -> None:
 def test_waiting(client: openai.OpenAI, death: Death) -> None:
     """The answer comes from the other server, over the same connection."""
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(
-            client.responses.create, model="agent", input=TEXT, extra_body=EXTRA
-        )
+        answer = pool.submit(client.responses.create, model="agent", input=TEXT, extra_body=EXTRA)
         death.strike()
         check_answer(answer.result(30))
 
@@ -307,9 +305,7 @@ def test_a_server_that_stops_says_so_once(
 ) -> None:
     """The run goes on elsewhere, under the id that the error names; a retry would be another."""
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(
-            client.responses.create, model="agent", input=TEXT, extra_body=EXTRA
-        )
+        answer = pool.submit(client.responses.create, model="agent", input=TEXT, extra_body=EXTRA)
         until(lambda: apps[0].model.inputs[1:])
         apps[0].do(apps[0].app.state.runs.aclose())
         error = answer.exception(30)
