@@ -100,12 +100,12 @@ def until_it_speaks(client: httpx.Client, run_id: str) -> None:
 
 def through(events: Iterator[Any], death: Death) -> list[Any]:
     """All events of a stream, whose server dies at the first word."""
-    seen = []
+    seen, alive = [], True
     for event in events:
         seen.append(event)
-        if [e.type for e in seen].count("response.output_text.delta") == 1 == seen.count(event):
-            if event.type == "response.output_text.delta":
-                death.strike()
+        if alive and event.type == "response.output_text.delta":
+            alive = False
+            death.strike()
     return seen
 
 

@@ -93,7 +93,10 @@ async def test_turns_of_one_session(
     assert all(asked.startswith(f"say {said}") for asked, said in turns)
     told = [reply.json() for reply in replies if reply.status_code == 200]
     answered = {text_of_response(run) for run in told if run["status"] == "completed"}
-    assert {f"say {said}" for said in answered} == whole
+    # One that was interrupted behind its last word has said all, and is cancelled.
+    unanswered = whole - {f"say {said}" for said in answered}
+    assert len(whole) == len(answered) + len(unanswered)
+    assert not unanswered or policy == "interrupt"
     assert whole
     if policy == "interrupt":
         assert len(turns) == codes[200]
