@@ -1,4 +1,4 @@
-"""A turn that fails, or loses its process, on its way: what is undone, kept, gone on with, asked."""
+"""A turn that fails or loses its process on its way: undone, kept, gone on with, asked about."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Workshop:
         async def tool() -> str:
             """Does it."""
             self.begun[name] += 1
-            while waits and not self.go_on.is_set():
+            while waits and not self.go_on.is_set():  # noqa: ASYNC110 - by another thread
                 await asyncio.sleep(0.01)
             if raises:
                 raise RuntimeError("the tool is broken")

@@ -90,8 +90,12 @@ async def decide(
 async def _go_on(runs: Runs, run_id: str, owner: str) -> str | None:
     try:
         return (await runs.go_on_with(run_id, owner)).run_id
-    except DuplicateError:  # who decided another one at the same moment was faster
-        return await runs.find(owner, continuation_key(run_id), "")
+    except (DuplicateError, TurnGoneError):
+        # Who decided another one at the same moment may have been faster.
+        found = await runs.find(owner, continuation_key(run_id), "")
+        if found is None:
+            raise
+        return found
 
 
 async def _find(database: Database, approval_id: str, owner: str) -> Row:

@@ -25,8 +25,8 @@ PLACEHOLDER_ID = "__fake_id__"
 """What the SDK's chat-completions models give as an id; the Responses API refuses it."""
 
 RESUMED = "threadkeep.resumed"
-"""The event that says that another process goes on: outputs at the indexes `voided` were not done,
-and are void; what follows is counted on behind them."""
+"""The event that says that another process goes on: outputs at the indexes `voided` are void, and
+those that were open are closed before it; what follows is counted on behind them."""
 
 _BEGINNINGS = {"response.created", "response.queued", "response.in_progress"}
 _ENDS = {"response.completed", "response.failed", "response.incomplete"}
@@ -74,7 +74,7 @@ class ResponseEvents:
         self._output: dict[int, dict[str, Any]] = {}
         self._items: dict[int, _Item] = {}
         self._told: deque[tuple[int, dict[str, Any]]] = deque()
-        self._open: set[int] = set()
+        self._open: dict[int, dict[str, Any]] = {}
         self._next_index = 0
         self._resumes = False
         for event in told:
@@ -122,12 +122,12 @@ class ResponseEvents:
         if event["type"] == RESUMED:
             void = set(event["voided"])
             self._told = deque(known for known in self._told if known[0] not in void)
-            self._open -= void
+            self._open = {at: item for at, item in self._open.items() if at not in void}
         elif event["type"] == "response.output_item.added":
-            self._open.add(event["output_index"])
+            self._open[event["output_index"]] = event["item"]
             self._next_index = max(self._next_index, event["output_index"] + 1)
         elif event["type"] == "response.output_item.done" and index is not None:
-            self._open.discard(index)
+            self._open.pop(index, None)
             self._told.append((index, event["item"]))
 
     def _was_told(self, item: dict[str, Any]) -> bool:
@@ -142,8 +142,11 @@ class ResponseEvents:
         """Before the first new event of another attempt: what the earlier ones did not end."""
         if self._resumes:
             self._resumes = False
-            void = self._open | {index for index, _ in self._told}
+            void = self._open.keys() | {index for index, _ in self._told}
             self._told.clear()
+            for index, item in self._open.items():  # the client library wants each to have an end
+                item = item | {"status": "incomplete"}
+                yield {"type": "response.output_item.done", "output_index": index, "item": item}
             yield {"type": RESUMED, "voided": sorted(void)}
 
     def messages(self) -> list[TResponseInputItem]:

@@ -321,7 +321,8 @@ class Run:
 
     async def _stopped(self) -> End | None:
         how = self._end_asked or "cancelled"
-        if self._log.stop_asked == "rollback" and how == "cancelled":
+        rolls_back = self._log.stop_asked == "rollback" and self._log.must_stop()
+        if rolls_back and how == "cancelled":
             how = "rolled back"
         if how == "left":
             return None

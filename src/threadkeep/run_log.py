@@ -81,6 +81,7 @@ class RunLog:
         on_stored: Called each time that something was stored.
 
     Attributes:
+        events_stored: How many events are stored.
         stop_asked: What somebody elsewhere wants: `cancel`, `interrupt`, `rollback`; '' nothing.
         lost: Whether the run is not ours any more.
         tool_started: Whether a tool was called that can't be called again.
@@ -105,7 +106,6 @@ class RunLog:
         self._database = database
         self._place = place
         self._events = events
-        self._on_stored = on_stored
         self.events_stored = events_stored
         self._items: list[str] = []
         self._items_stored = 0
@@ -114,6 +114,7 @@ class RunLog:
         self._tools: dict[str, ToolStep] = {}
         self._calls: dict[str, ToolStep] = {}
         self._lost_after_ms = lost_after_ms
+        self._on_stored = on_stored
         self._silence = lost_after_ms / 1000 / _SIGNS_OF_LIFE
         self._added = self._stored = 0
         self._last_write = time.monotonic()

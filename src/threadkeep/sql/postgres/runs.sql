@@ -31,11 +31,11 @@ WHERE NOT EXISTS (
 -- name: begin_turn
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
 -- read_items does. `busy`: another run has the session, which `busy_run_id` may name, or has waited for
--- longer; or the input is that of a run that can be gone on with (`open_run_id`); or the run, which
--- `waits` in the database, was deleted, ended or taken over there (its row is locked, before that of the
--- session, so that none of these can happen meanwhile). Then nothing was written. Made again, it finds
--- what was done: not busy, and nothing to read here. While that can't be seen yet, it breaks on the
--- `call_id` of the first item, and is made once more.
+-- longer, or has not ended yet since its session was taken back; or the input is that of a run that can
+-- be gone on with (`open_run_id`); or the run, which `waits` in the database, was deleted, ended or taken
+-- over there (its row is locked, before that of the session, so that none of these can happen meanwhile).
+-- Then nothing was written. Made again, it finds what was done: not busy, and nothing to read here. While
+-- that can't be seen yet, it breaks on the `call_id` of the first item, and is made once more.
 WITH mine AS (
   SELECT FROM threadkeep.runs
   WHERE :waits::boolean AND run_id = :run_id AND attempt = :attempt::bigint
@@ -52,7 +52,8 @@ head AS (
   WHERE NOT EXISTS (SELECT FROM done) AND (NOT :waits::boolean OR EXISTS (SELECT FROM mine))
     AND NOT EXISTS (
       SELECT 1 FROM threadkeep.runs q
-      WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id)
+      WHERE q.session_id = :session_id AND (q.status = 'queued' AND q.run_id < :run_id
+        OR q.status = 'in_progress' AND q.run_id <> :run_id))
   ON CONFLICT (session_id) DO UPDATE
   SET seq = s.seq + cardinality(:items::text[]),
       run_id = excluded.run_id,

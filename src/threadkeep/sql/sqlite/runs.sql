@@ -21,8 +21,9 @@ WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owne
 -- name: begin_turn
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
 -- read_items does. `busy` = 1: another run has the session, which is `busy_run_id` then, or has waited
--- for longer; or the input is that of a run that can be gone on with (`open_run_id`); or the run, which
--- `waits` in the database, was deleted, ended or taken over there. Then nothing was written.
+-- for longer, or has not ended yet since its session was taken back; or the input is that of a run that
+-- can be gone on with (`open_run_id`); or the run, which `waits` in the database, was deleted, ended or
+-- taken over there. Then nothing was written.
 INSERT INTO sessions (session_id, owner, epoch, created_at, updated_at)
 SELECT :session_id, :owner, :new_epoch, now, now FROM clock
 WHERE (:waits = 0 OR EXISTS (
@@ -30,7 +31,8 @@ WHERE (:waits = 0 OR EXISTS (
     WHERE r.run_id = :run_id AND r.attempt = :attempt AND r.status = 'queued'))
   AND NOT EXISTS (
     SELECT 1 FROM runs q
-    WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id)
+    WHERE q.session_id = :session_id AND (q.status = 'queued' AND q.run_id < :run_id
+      OR q.status = 'in_progress' AND q.run_id <> :run_id))
 ON CONFLICT (session_id) DO NOTHING;
 UPDATE sessions
 SET seq = seq + json_array_length(:items),
