@@ -1,6 +1,6 @@
 """Builds that are broken on purpose: the crash kit must find each of them out.
 
-    python -m tests.broken_builds forgets_outcomes --scenarios tool --every
+python -m tests.broken_builds forgets_outcomes --scenarios tool --every
 """
 
 from __future__ import annotations

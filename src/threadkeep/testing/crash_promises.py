@@ -147,9 +147,7 @@ def _expected(ending: _Ending, case: Case) -> list[str]:
     for step in scenario.steps:
         items += [f"call {call.call_id}: {call.tool} {call.thing}" for call in step]
         told = [_outputs(ending, call) for call in step]
-        items += [
-            f"output {call.call_id}: {text}" for call, text in zip(step, told, strict=True)
-        ]
+        items += [f"output {call.call_id}: {text}" for call, text in zip(step, told, strict=True)]
         outputs += told
     return [*items, f"assistant: {scenario.answer(outputs)}"]
 

@@ -120,8 +120,8 @@ class Points:
         tell: Told the name of the point, before.
         stop_at: The number of the point; None: none.
         behind: The name of the point behind which they are counted; '' for all.
-        freeze: Whether it only freezes there, until it is told to go on. It does so before or after
-            a statement alone: elsewhere it may hold a lock on a file, which no dead process does.
+        freeze: Whether it only freezes there, until it is told to go on. It does so at a statement,
+            and only those count: elsewhere it may hold a lock on a file, as no dead process does.
     """
 
     def __init__(
@@ -143,14 +143,19 @@ class Points:
         if self._behind:
             self._behind = "" if name == self._behind else self._behind
             return
-        if self._left is None:
+        if self._left is None or (self._freeze and not is_statement(name)):
             return
         self._left -= 1
-        if self._left >= 0 or (self._freeze and not name.startswith(("before ", "after "))):
+        if self._left >= 0:
             return
         self._left = None
         self._tell({"stopped": name})
         os.kill(os.getpid(), signal.SIGSTOP if self._freeze else signal.SIGKILL)
+
+
+def is_statement(point: str) -> bool:
+    """Whether a point lies before or after a statement."""
+    return point.startswith(("before ", "after "))
 
 
 class PointedDatabase:
@@ -269,7 +274,7 @@ class _Model(ScriptedModel):
 def _in_parts(event: Any) -> list[Any]:
     if event.type != "response.output_text.delta":
         return [event]
-    texts = [event.delta[at : at + 12] for at in range(0, len(event.delta), 12)]
+    texts = [event.delta[at : at + 20] for at in range(0, len(event.delta), 20)]
     return [event.model_copy(update={"delta": text}) for text in texts]
 
 
