@@ -49,7 +49,7 @@ from threadkeep.journal import InDoubtError, ToolStep
 from threadkeep.replay import journaling
 from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
 from threadkeep.run_log import End, RunLog, RunPlace
-from threadkeep.run_request import MAX_ATTEMPTS, Limits, RunRequest, TakenOver
+from threadkeep.run_request import Limits, RunRequest, TakenOver
 from threadkeep.session import Session
 from threadkeep.stored_runs import LOOK_SECONDS, UNFINISHED, find_run, follow_stored
 from threadkeep.turn import TurnSession
@@ -172,7 +172,7 @@ class Run:
         }
 
     async def follow(self, after: int = -1) -> AsyncIterator[Event]:
-        """Its events behind a sequence number, to the last, as they come: each when it is stored."""
+        """Its events behind a sequence number, to the last: each as soon as it is stored."""
         position = after + 1
         while True:
             news = self._news
@@ -476,8 +476,8 @@ class Run:
 
     async def _make(self) -> None:
         assert self._admitted is not None  # noqa: S101 - admitted before
-        if self._attempt > MAX_ATTEMPTS:
-            raise AttemptsError(MAX_ATTEMPTS)
+        if self._attempt > self._limits.attempts:
+            raise AttemptsError(self._limits.attempts)
         agent = self.request.make_agent()
         result = Runner.run_streamed(
             agent,

@@ -2,10 +2,10 @@
 
     python -m threadkeep.testing.crash --every --kills 2000
 
-A parent that has everything imported, but neither threads nor an open database, forks a process for
-each attempt at a turn. The process is killed at a point that it was told, such as after its fifth
-statement, or after some time; the next one goes on, and may be killed as well, until one lives. Then
-the turn must be as if nothing had happened (crash_promises.py).
+A parent that has everything imported, but neither threads nor an open database, forks a process
+for each attempt at a turn. The process is killed at a point that it was told, such as after its
+fifth statement, or after some time; the next one goes on, and may be killed as well, until one
+lives. Then the turn must be as if nothing had happened (crash_promises.py).
 """
 
 from __future__ import annotations
@@ -252,10 +252,10 @@ class Measure:
 def measure(place: Place, scenario: str, name: str) -> tuple[Measure, Report]:
     """Plays a scenario without interruption."""
     report, story = run_case(place, Case(name, scenario))
-    last = next(
-        (m for m in reversed(story.told[-1]) if "passed" in m), {"passed": [], "seconds": 0}
-    )
-    return Measure(last["passed"], last["seconds"]), report
+    for message in story.told[-1]:
+        if "passed" in message:
+            return Measure(message["passed"], message["seconds"]), report
+    raise RuntimeError(f"{scenario} did not come to its end: {report.broken}")
 
 
 def every_kill(scenario: str, points: Sequence[str], seed: int) -> Iterator[Case]:

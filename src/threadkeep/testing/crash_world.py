@@ -43,7 +43,7 @@ class Call:
     def output(self) -> str:
         """What the model is told of it."""
         if self.tool == "fall":
-            return f"An error occurred while running the tool. Please try again."
+            return "An error occurred while running the tool. Please try again."
         return f"{self.tool} of {self.thing}"
 
 
@@ -199,12 +199,14 @@ class World(ModelProvider):
     Args:
         marks: What they do leaves marks there.
         points: What they pass.
+        pace: How long a part of an answer takes, in seconds; a tool takes ten times as long.
     """
 
-    def __init__(self, marks: Marks, points: Points) -> None:
+    def __init__(self, marks: Marks, points: Points, pace: float = 0) -> None:
         self._marks = marks
         self._points = points
-        self._model = _Model(marks, points)
+        self._pace = pace
+        self._model = _Model(marks, points, pace)
 
     def get_model(self, model_name: str | None) -> Model:
         """The one model there is."""
@@ -224,7 +226,7 @@ class World(ModelProvider):
             self._points.reach("a tool begins")
             self._marks.add(did=f"{name} {thing}", key=tool_key())
             self._points.reach("a tool has done it")
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002 + 10 * self._pace)
             self._points.reach("a tool ends")
             if name == "fall":
                 raise ValueError(thing)
@@ -237,18 +239,20 @@ class World(ModelProvider):
 class _Model(ScriptedModel):
     """Answers by its input; a text comes in several deltas."""
 
-    def __init__(self, marks: Marks, points: Points) -> None:
-        super().__init__([ModelStep.respond(self._answer)] * 99)
+    def __init__(self, marks: Marks, points: Points, pace: float) -> None:
+        super().__init__([ModelStep.respond(self._answer)])
         self._marks = marks
         self._points = points
+        self._pace = pace
 
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """The answer, with a point behind each event."""
+        self.enqueue(ModelStep.respond(self._answer))  # as often as it is asked
         async for event in super().stream_response(*args, **kwargs):
             for part in _in_parts(event):
                 yield part
                 self._points.reach("a model speaks")
-                await asyncio.sleep(0)
+                await asyncio.sleep(self._pace)
 
     def _answer(self, asked: Any) -> Any:
         items: list[Any] = list(asked.input)
