@@ -1,4 +1,4 @@
-"""Servers for test_replicas.py, forked from a parent that has everything imported, to start quickly.
+"""Servers for test_replicas.py, forked from a parent that has everything imported.
 
     python -m tests.replica DATABASE_URL MARKS LOST_AFTER_MS
 

@@ -80,6 +80,7 @@ class Run:
         run_id: `resp_…`, as the Responses API calls it.
         status: `queued`, `in_progress`, `completed`, `failed`, `cancelled` or `incomplete`.
         failure: Why it failed.
+        ending: Whether its end is about to be stored: others may know of it before we do.
         finished: Whether its last event was given out.
         left: Whether it goes on, or will, in another process.
         received: Done when it works or waits in the queue; holds the error when it was refused.
@@ -98,7 +99,7 @@ class Run:
         self.run_id: str = row.get("run_id") or new_id("resp")
         self.status = row.get("status", "queued")
         self.failure: Failure | None = None
-        self.left = self.finished = False
+        self.left = self.finished = self.ending = False
         self.received: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._database = database
         self._limits = limits
@@ -550,6 +551,7 @@ class Run:
             if end is None:
                 await self._log.release()
             else:
+                self.ending = True
                 last = self._final(end.status) | {"sequence_number": len(self._events)}
                 await self._log.finish(end, last)
                 self._tell_end(end.status)

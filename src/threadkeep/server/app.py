@@ -61,9 +61,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.limits = limits or Limits(
-        settings.task_timeout_seconds, settings.session_queue_limit
-    )
+    app.state.limits = limits or Limits(settings.task_timeout_seconds, settings.session_queue_limit)
     app.state.models = models
     app.state.run_requests = RunRequests(
         create_agent, get_session_id, models, models.name, settings.session_concurrency

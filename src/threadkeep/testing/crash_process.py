@@ -242,6 +242,8 @@ class Client:
                     self._told({"event": event, "of": run_id})
             response = await runs.response(run_id, owner)
         self._told({"seen": response, "of": run_id})
+        if response["status"] in ("queued", "in_progress"):
+            self._tell({"fault": "a run that has ended was shown at work"})
         return response
 
     async def _decide(self, run_id: str) -> str:
