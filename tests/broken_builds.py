@@ -41,14 +41,14 @@ def has_no_fence() -> None:
 
 def stores_input_twice() -> None:
     """A run that is taken over stores its input again."""
-    begin = Run._admit
+    begin = Run._admit  # noqa: SLF001 - what it breaks lies inside
 
     async def admit(self: Run) -> None:
         await begin(self)
         if self._taken_over and self._session:
-            self._session._input_comes = False
+            self._session._input_comes = False  # noqa: SLF001 - as above
 
-    Run._admit = admit
+    Run._admit = admit  # noqa: SLF001 - as above
 
 
 BUILDS: dict[str, Callable[[], None]] = {

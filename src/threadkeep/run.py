@@ -49,7 +49,7 @@ from threadkeep.journal import InDoubtError, ToolStep
 from threadkeep.replay import journaling
 from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
 from threadkeep.run_log import End, RunLog, RunPlace
-from threadkeep.run_request import MAX_ATTEMPTS, Limits, RunRequest, TakenOver
+from threadkeep.run_request import Limits, RunRequest, TakenOver
 from threadkeep.session import Session
 from threadkeep.stored_runs import (
     LOOK_SECONDS,
@@ -85,6 +85,7 @@ class Run:
         run_id: `resp_…`, as the Responses API calls it.
         status: `queued`, `in_progress`, `completed`, `failed`, `cancelled` or `incomplete`.
         failure: Why it failed.
+        ending: Whether its end is about to be stored: others may know of it before we do.
         finished: Whether its last event was given out.
         left: Whether it goes on, or will, in another process.
         received: Done when it works or waits in the queue; holds the error when it was refused.
@@ -103,7 +104,7 @@ class Run:
         self.run_id: str = row.get("run_id") or new_id("resp")
         self.status = row.get("status", "queued")
         self.failure: Failure | None = None
-        self.left = self.finished = False
+        self.left = self.finished = self.ending = False
         self.received: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._database = database
         self._limits = limits
@@ -491,8 +492,8 @@ class Run:
 
     async def _make(self) -> None:
         assert self._admitted is not None  # noqa: S101 - admitted before
-        if self._attempt > MAX_ATTEMPTS:
-            raise AttemptsError(MAX_ATTEMPTS)
+        if self._attempt > self._limits.attempts:
+            raise AttemptsError(self._limits.attempts)
         agent = self.request.make_agent()
         result = Runner.run_streamed(
             agent,
@@ -570,6 +571,7 @@ class Run:
             if end is None:
                 await self._log.release()
             else:
+                self.ending = True
                 last = self._final(end.status) | {"sequence_number": len(self._events)}
                 await self._log.finish(end, last)
                 self._tell_end(end.status)

@@ -82,8 +82,10 @@ class Limits:
         timeout: How long a run may work, in seconds.
         queue: How many turns may wait for one session.
         lost_after_ms: After how long a silent run has lost its process, in milliseconds.
+        attempts: How many processes may work on a run.
     """
 
     timeout: float
     queue: int = 100
     lost_after_ms: int = LOST_AFTER_MS
+    attempts: int = MAX_ATTEMPTS

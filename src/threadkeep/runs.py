@@ -178,6 +178,8 @@ class Runs:
             ResponseNotFoundError: There is no such run of this owner.
         """
         run = self._own(run_id, owner)
+        if run is not None and run.ending:
+            await run.wait()  # whoever asks may have seen its end in the database
         if run is not None and not run.left:
             return run.response()
         return await stored_response(self._database, run_id, owner)

@@ -171,7 +171,7 @@ class _Taking:
             "begin_turn",
             **self._run,
             attempt=1,
-            waits=int(self.is_stored),
+            waits=self.is_stored,
             items=[],
             input_hash="",
             title=None,

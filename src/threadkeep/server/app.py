@@ -25,8 +25,8 @@ from threadkeep.server.run_requests import AgentContext, CreateAgent, GetSession
 from threadkeep.settings import Settings
 from threadkeep.take_over import keep_taking_over
 
-LOOK_SECONDS = 2.0
-"""How often a server looks for runs that lost their process."""
+_LOOKS = 5
+"""How often a server looks for lost runs, in the time after which a silent one is lost."""
 
 
 def create_app(
@@ -36,6 +36,7 @@ def create_app(
     *,
     page: bool = True,
     on_progress: Callable[[str], None] = print,
+    limits: Limits | None = None,
 ) -> FastAPI:
     """Makes the app; it opens its database and loads its model when it starts.
 
@@ -45,6 +46,7 @@ def create_app(
         settings: Read from the environment.
         page: Whether to serve the chat page.
         on_progress: Told, in a line each, how the loading of the embedded model goes.
+        limits: What holds for every run, the same for all replicas; by default what is set.
 
     Raises:
         SettingsError: A setting can't be used.
@@ -59,6 +61,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.limits = limits or Limits(settings.task_timeout_seconds, settings.session_queue_limit)
     app.state.models = models
     app.state.run_requests = RunRequests(
         create_agent, get_session_id, models, models.name, settings.session_concurrency
@@ -83,13 +86,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         opened.push_async_callback(app.state.models.aclose)
         await app.state.models.start(app.state.first_agent() if app.state.models.is_local else None)
-        limits = Limits(settings.task_timeout_seconds, settings.session_queue_limit)
-        runs = Runs(database, limits, app.state.run_requests.restore)
+        runs = Runs(database, app.state.limits, app.state.run_requests.restore)
         opened.push_async_callback(runs.aclose)
         app.state.database, app.state.runs = database, runs
         loops = {
             "retention": keep_forgetting(database, settings.run_retention_days),
-            "take-over": keep_taking_over(runs, LOOK_SECONDS),
+            "take-over": keep_taking_over(runs, app.state.limits.lost_after_ms / 1000 / _LOOKS),
         }
         for name, loop in loops.items():
             opened.callback(asyncio.create_task(loop, name=name).cancel)

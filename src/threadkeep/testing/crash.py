@@ -2,10 +2,10 @@
 
     python -m threadkeep.testing.crash --every --kills 2000
 
-A parent that has everything imported, but neither threads nor an open database, forks a process for
-each attempt at a turn. The process is killed at a point that it was told, such as after its fifth
-statement, or after some time; the next one goes on, and may be killed as well, until one lives. Then
-the turn must be as if nothing had happened (crash_promises.py).
+A parent that has everything imported, but neither threads nor an open database, forks a process
+for each attempt at a turn. The process is killed at a point that it was told, such as after its
+fifth statement, or after some time; the next one goes on, and may be killed as well, until one
+lives. Then the turn must be as if nothing had happened (crash_promises.py).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from threadkeep.testing.crash_process import (
     warm_up,
 )
 from threadkeep.testing.crash_promises import Story, broken_promises
-from threadkeep.testing.crash_world import SCENARIOS
+from threadkeep.testing.crash_world import SCENARIOS, is_statement
 
 _HUNG_SECONDS = 40.0
 _MOST_KILLS = 4
@@ -252,10 +252,10 @@ class Measure:
 def measure(place: Place, scenario: str, name: str) -> tuple[Measure, Report]:
     """Plays a scenario without interruption."""
     report, story = run_case(place, Case(name, scenario))
-    last = next(
-        (m for m in reversed(story.told[-1]) if "passed" in m), {"passed": [], "seconds": 0}
-    )
-    return Measure(last["passed"], last["seconds"]), report
+    for message in story.told[-1]:
+        if "passed" in message:
+            return Measure(message["passed"], message["seconds"]), report
+    raise RuntimeError(f"{scenario} did not come to its end: {report.broken}")
 
 
 def every_kill(scenario: str, points: Sequence[str], seed: int) -> Iterator[Case]:
@@ -267,12 +267,11 @@ def every_kill(scenario: str, points: Sequence[str], seed: int) -> Iterator[Case
 
 def every_freeze(scenario: str, points: Sequence[str], seed: int) -> Iterator[Case]:
     """A process freezes at each statement, another goes on and freezes too; then both go on."""
-    for point, place in enumerate(points):
-        if not place.startswith(("before ", "after ")):
-            continue
+    statements = sum(is_statement(point) for point in points)
+    for point in range(statements):
         dice = random.Random(f"{seed} {point}")  # noqa: S311 - no secret
         for number in range(_FREEZES):
-            part = len(points) // 2 / _FREEZES
+            part = statements / _FREEZES
             later_point = int(dice.uniform(number * part, (number + 1) * part))
             later = Fate(point=later_point, behind=_AT_WORK, freeze=True)
             fates = (Fate(point=point, freeze=True), later)
@@ -304,6 +303,7 @@ class Plan:
         every: Whether to kill at each point once.
         freezes: Whether to freeze at each statement.
         kills: How many random kills, at least.
+        stops: Whether a worker stops at the first promise that is broken.
         jobs: How many workers, each with a database of its own.
     """
 
@@ -312,6 +312,7 @@ class Plan:
     every: bool = False
     freezes: bool = False
     kills: int = 0
+    stops: bool = False
     jobs: int = 2
 
 
@@ -326,16 +327,26 @@ def work_off(place: Place, plan: Plan, worker: int) -> Report:
             fixed += every_kill(scenario, points, plan.seed)
         if plan.freezes:
             fixed += every_freeze(scenario, points, plan.seed)
-    for case in fixed[worker :: plan.jobs]:
-        total.add(run_case(place, case)[0])
     dice, killed = random.Random(f"{plan.seed} {worker}"), 0  # noqa: S311 - no secret
+    for case in fixed[worker :: plan.jobs]:
+        if _stops(place, plan, total):
+            break
+        total.add(run_case(place, case)[0])
     for number in count():
-        if killed >= plan.kills / plan.jobs:
+        if killed >= plan.kills / plan.jobs or _stops(place, plan, total):
             break
         report, _ = run_case(place, random_case(f"random-{worker}-{number}", measures, dice))
         killed += report.killed
         total.add(report)
     return total
+
+
+def _stops(place: Place, plan: Plan, total: Report) -> bool:
+    """Whether a worker, this or another one, has found a promise broken, and that is enough."""
+    found = place.folder.parent / "broken"
+    if plan.stops and total.broken:
+        found.touch()
+    return found.exists()
 
 
 def prove(url: str | None, plan: Plan) -> Report:
@@ -401,13 +412,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", action="store_true", help="kill once at each point")
     parser.add_argument("--freezes", action="store_true", help="freeze at each statement, too")
     parser.add_argument("--kills", type=int, default=0, help="random kills, at least")
+    parser.add_argument("--stop", action="store_true", help="stop at the first broken promise")
     parser.add_argument("--seed", type=int, help="of all that is random; by default a new one")
     parser.add_argument("--jobs", type=int, default=2, help="workers at once")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(1 << 30) if given.seed is None else given.seed
     plan = Plan(
-        seed, given.scenarios.split(","), given.every, given.freezes, given.kills, given.jobs
+        seed,
+        given.scenarios.split(","),
+        every=given.every,
+        freezes=given.freezes,
+        kills=given.kills,
+        stops=given.stop,
+        jobs=given.jobs,
     )
     started = time.monotonic()
     report = prove(given.database, plan)

@@ -242,6 +242,8 @@ class Client:
                     self._told({"event": event, "of": run_id})
             response = await runs.response(run_id, owner)
         self._told({"seen": response, "of": run_id})
+        if response["status"] in ("queued", "in_progress"):
+            self._tell({"fault": "a run that has ended was shown at work"})
         return response
 
     async def _decide(self, run_id: str) -> str:
@@ -261,9 +263,11 @@ class Client:
                         approve=approve,
                         reason=None,
                     )
-        while (follower := await server.runs.find(owner, continuation_key(run_id), "")) is None:
+        while True:
+            follower = await server.runs.find(owner, continuation_key(run_id), "")
+            if follower is not None:
+                return follower
             await asyncio.sleep(0.02)
-        return follower
 
 
 class _Faults(logging.Handler):
@@ -337,7 +341,7 @@ async def prepare(place: Place, case: Case) -> None:
 
 
 def in_child(descriptor: int, work: Callable[[Tell], None]) -> None:
-    """Does the work of a process that was just forked, and ends it. What it tells goes down a pipe."""
+    """Does the work of a process that was just forked, and ends it. A pipe takes what it tells."""
     tell = partial(_send, descriptor)
     report_faults(tell)
     try:

@@ -120,8 +120,8 @@ class Points:
         tell: Told the name of the point, before.
         stop_at: The number of the point; None: none.
         behind: The name of the point behind which they are counted; '' for all.
-        freeze: Whether it only freezes there, until it is told to go on. It does so before or after
-            a statement alone: elsewhere it may hold a lock on a file, which no dead process does.
+        freeze: Whether it only freezes there, until it is told to go on. It does so at a statement,
+            and only those count: elsewhere it may hold a lock on a file, as no dead process does.
     """
 
     def __init__(
@@ -143,14 +143,19 @@ class Points:
         if self._behind:
             self._behind = "" if name == self._behind else self._behind
             return
-        if self._left is None:
+        if self._left is None or (self._freeze and not is_statement(name)):
             return
         self._left -= 1
-        if self._left >= 0 or (self._freeze and not name.startswith(("before ", "after "))):
+        if self._left >= 0:
             return
         self._left = None
         self._tell({"stopped": name})
         os.kill(os.getpid(), signal.SIGSTOP if self._freeze else signal.SIGKILL)
+
+
+def is_statement(point: str) -> bool:
+    """Whether a point lies before or after a statement."""
+    return point.startswith(("before ", "after "))
 
 
 class PointedDatabase:
@@ -194,12 +199,14 @@ class World(ModelProvider):
     Args:
         marks: What they do leaves marks there.
         points: What they pass.
+        pace: How long a part of an answer takes, in seconds; a tool takes ten times as long.
     """
 
-    def __init__(self, marks: Marks, points: Points) -> None:
+    def __init__(self, marks: Marks, points: Points, pace: float = 0) -> None:
         self._marks = marks
         self._points = points
-        self._model = _Model(marks, points)
+        self._pace = pace
+        self._model = _Model(marks, points, pace)
 
     def get_model(self, model_name: str | None) -> Model:
         """The one model there is."""
@@ -219,7 +226,7 @@ class World(ModelProvider):
             self._points.reach("a tool begins")
             self._marks.add(did=f"{name} {thing}", key=tool_key())
             self._points.reach("a tool has done it")
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002 + 10 * self._pace)
             self._points.reach("a tool ends")
             if name == "fall":
                 raise ValueError(thing)
@@ -232,18 +239,20 @@ class World(ModelProvider):
 class _Model(ScriptedModel):
     """Answers by its input; a text comes in several deltas."""
 
-    def __init__(self, marks: Marks, points: Points) -> None:
-        super().__init__([ModelStep.respond(self._answer)] * 99)
+    def __init__(self, marks: Marks, points: Points, pace: float) -> None:
+        super().__init__([ModelStep.respond(self._answer)])
         self._marks = marks
         self._points = points
+        self._pace = pace
 
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """The answer, with a point behind each event."""
+        self.enqueue(ModelStep.respond(self._answer))  # as often as it is asked
         async for event in super().stream_response(*args, **kwargs):
             for part in _in_parts(event):
                 yield part
                 self._points.reach("a model speaks")
-                await asyncio.sleep(0)
+                await asyncio.sleep(self._pace)
 
     def _answer(self, asked: Any) -> Any:
         items: list[Any] = list(asked.input)
@@ -269,7 +278,7 @@ class _Model(ScriptedModel):
 def _in_parts(event: Any) -> list[Any]:
     if event.type != "response.output_text.delta":
         return [event]
-    texts = [event.delta[at : at + 12] for at in range(0, len(event.delta), 12)]
+    texts = [event.delta[at : at + 20] for at in range(0, len(event.delta), 20)]
     return [event.model_copy(update={"delta": text}) for text in texts]
 
 
