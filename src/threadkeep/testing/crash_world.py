@@ -22,7 +22,7 @@ from agents.testing import ModelStep, ScriptedModel, assistant_message, function
 
 from threadkeep.database import Database, Row, Signal, Value
 from threadkeep.replay import idempotent, tool_key
-from threadkeep.session import text_of
+from threadkeep.titles import text_of
 
 Mark = dict[str, Any]
 
