@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any, cast
 
 from agents import Runner, RunResultStreaming, TResponseInputItem, Usage
@@ -167,7 +167,7 @@ class Run:
             "custom_outputs": {"session_id": request.session_id},
         }
 
-    async def follow(self, after: int = -1) -> AsyncIterator[Event]:
+    async def follow(self, after: int = -1) -> AsyncGenerator[Event, None]:
         """Its events behind a sequence number, to the last, as they are stored: what is not may be
         made anew by another process, under the same numbers."""
         position = after + 1
@@ -181,8 +181,9 @@ class Run:
             await news.wait()
         if self.left:
             where = (self._database, self.run_id, self.request.owner)
-            async for event in follow_stored(*where, position - 1):
-                yield event
+            async with aclosing(follow_stored(*where, position - 1)) as stored:
+                async for event in stored:
+                    yield event
 
     def _tellable(self) -> int:
         """How many of its events may be told."""

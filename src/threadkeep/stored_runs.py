@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,7 @@ async def find_run(database: Database, run_id: str, owner: str) -> Row:
 
 async def follow_stored(
     database: Database, run_id: str, owner: str, after: int
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """The events of a stored run behind a sequence number, to the last, as they are stored.
 
     Raises:
