@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any, cast
 
 from agents import Runner, RunResultStreaming, TResponseInputItem, Usage
@@ -178,7 +178,7 @@ class Run:
             "custom_outputs": {"session_id": request.session_id},
         }
 
-    async def follow(self, after: int = -1) -> AsyncIterator[Event]:
+    async def follow(self, after: int = -1) -> AsyncGenerator[Event, None]:
         """Its events behind a sequence number, to the last, each as soon as it is stored.
 
         Raises:
@@ -197,8 +197,9 @@ class Run:
             raise ServerStoppingError
         if self.left:
             where = (self._database, self.run_id, self.request.owner)
-            async for event in follow_stored(*where, position - 1):
-                yield event
+            async with aclosing(follow_stored(*where, position - 1)) as stored:
+                async for event in stored:
+                    yield event
 
     def _tellable(self) -> int:
         """How many events may be told: another attempt would number others like those lost."""

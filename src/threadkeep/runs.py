@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, NoReturn
 
 from agents import RunConfig
@@ -184,7 +184,7 @@ class Runs:
             return run.response()
         return await stored_response(self._database, run_id, owner)
 
-    async def follow(self, run_id: str, owner: str, after: int) -> AsyncIterator[Event]:
+    async def follow(self, run_id: str, owner: str, after: int) -> AsyncGenerator[Event, None]:
         """A run's events behind a sequence number, to the last, as they come.
 
         Raises:
