@@ -250,7 +250,9 @@ class Checks:
     def _check_session(self, tables: Tables, name: str, session: Row) -> None:
         items = tables.items.get(name, [])
         assert [item["seq"] for item in items] == list(range(1, session["seq"] + 1)), "not dense"
-        assert session["seq"] or name in self._popped or session["run_id"], f"{name} is empty, and stays"
+        assert session["seq"] or name in self._popped or session["run_id"], (
+            f"{name} is empty, and stays"
+        )
         working = [
             run["run_id"]
             for run in tables.runs.values()
@@ -299,7 +301,10 @@ class Checks:
         texts = [text_of(item["content"]) for item in items if "content" in item]
         for step in tools:
             call_id = json.loads(step["call"])["call_id"]
-            assert ("function_call_output", call_id) in ids, f"{call_id} was called and is lost"
+            made = self._world.starts[call_id] > 0
+            assert not made or ("function_call_output", call_id) in ids, (
+                f"{call_id} was called and is lost"
+            )
         for item in tables.events[run["run_id"]][-1]["response"]["output"]:
             if "call_id" in item:
                 assert (item["type"], item["call_id"]) in ids, f"{item} was told and is not kept"
@@ -308,13 +313,11 @@ class Checks:
 
     def _check_told(self, known: Known) -> None:
         stored = self._events.get(known.run_id, [])
-        numbers = [event["sequence_number"] for event in known.told]
-        assert numbers == list(range(len(numbers))), "a follower missed something"
         if known.run_id in self._gone:
             return
         assert known.told[-1]["type"] in FINAL, f"the end of {known.run_id} was not told"
         if stored and not known.replica.was_frozen:
-            assert known.told == stored, "a follower heard something else than what is stored"
+            assert known.told == stored, f"{known.run_id} is told as it is not stored"
 
     async def _check_owners(self, replica: Replica) -> None:
         for known in self._runs.values():

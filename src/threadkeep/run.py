@@ -113,7 +113,7 @@ class Run:
         self._created_at = row["created_at"] // 1000 if row else int(time.time())
         self._events: list[Event] = list(taken_over.events) if taken_over else []
         self._news = asyncio.Event()
-        self._place_in_line = line.enter(self, first=taken_over is not None)
+        self._place_in_line = line.enter(self, "" if self._is_at_work else self.run_id)
         self._line = line
         self._log = RunLog(
             database,
@@ -135,6 +135,7 @@ class Run:
         self._asked: dict[str, ToolStep] = {}
         self._end_asked: str | None = None
         self._is_stored = taken_over is not None
+        self._entering = False
         self._way_asked = False
         self._listening = AsyncExitStack()
         self._freed: Signal | None = None
@@ -171,6 +172,11 @@ class Run:
             "usage": usage_json(self._usage) if self._usage else None,
             "custom_outputs": {"session_id": request.session_id},
         }
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether its turn had begun in another process."""
+        return self._taken_over is not None and self._taken_over.row["status"] == "in_progress"
 
     async def follow(self, after: int = -1) -> AsyncIterator[Event]:
         """Its events behind a sequence number, to the last, as they come."""
@@ -225,7 +231,8 @@ class Run:
     def _ask_to_stop(self, status: str) -> None:
         if self._end_asked is None:
             self._end_asked = status
-            self._turn_task.cancel()
+            if not self._entering:  # else nobody would know whether it is stored
+                self._turn_task.cancel()
 
     def _emit(self, *events: Event) -> None:
         for event in events:
@@ -389,6 +396,9 @@ class Run:
 
     async def _on_busy(self, holder: str | None) -> None:
         """Another process has the session, or a run there came before."""
+        self._entering = False
+        if self._end_asked is not None:
+            raise RunStoppedError
         how = self.request.concurrency
         if how == "reject":
             raise SessionBusyError
@@ -400,6 +410,7 @@ class Run:
             self._freed = await self._listening.enter_async_context(where)
         else:
             await self._freed.wait(LOOK_SECONDS)
+        self._entering = True
 
     async def _push(self, holder: str, how: str) -> None:
         """Asks a run of another process to give way.
@@ -409,13 +420,18 @@ class Run:
         """
         owner = self.request.owner
         if not await self._database.call("request_stop", run_id=holder, owner=owner, how=how):
-            row = await find_run(self._database, holder, owner)
+            try:
+                row = await find_run(self._database, holder, owner)
+            except NotFoundError:
+                return  # it was deleted meanwhile
             if row["status"] == "in_progress":
                 raise RollbackError
 
     async def _admit(self) -> None:
         request = self.request
+        self._entering = True
         self._admitted = await self._admitted_anew() or await self._admitted_first()
+        self._entering = False
         self._is_stored = request.store
         if request.store and self._admitted.journal_id:
             self._log.go_on_from(self._admitted.journal_id, self._admitted.steps)
@@ -432,10 +448,12 @@ class Run:
             self.received.set_result(None)
         if self._way_asked:
             self._ask_to_stop("cancelled")
+        if self._end_asked is not None:
+            raise RunStoppedError
 
     async def _admitted_anew(self) -> Admitted | None:
         """The turn of a run that was at work when its process died."""
-        if self._taken_over is None or self._taken_over.row["status"] != "in_progress":
+        if self._taken_over is None or not self._is_at_work:
             return None
         row = self._taken_over.row
         if not row["has_session"]:
@@ -537,7 +555,8 @@ class Run:
 
     async def _end(self, end: End | None) -> None:
         """Stores the end, then tells it."""
-        if not self._is_stored:
+        may_be_stored = self._entering and self.request.store  # an error came in between
+        if not self._is_stored and not may_be_stored:
             self._tell_end(end.status if end else "cancelled")
             return
         try:
@@ -549,6 +568,9 @@ class Run:
                 self._tell_end(end.status)
                 return
         except RunLostError as error:
+            if not self._is_stored and end is not None:
+                self._tell_end(end.status)
+                return
             if not await self._goes_on_elsewhere():
                 self._fail(error)
                 self._tell_end("failed")

@@ -204,7 +204,8 @@ class Runs:
         run = self._own(run_id, owner)
         if run is not None:
             await run.stop()
-            return await self.response(run_id, owner)
+            if not run.left:
+                return await self.response(run_id, owner)
         if await self._database.call("request_stop", run_id=run_id, owner=owner, how="cancel"):
             async for _ in follow_stored(self._database, run_id, owner, -1):
                 continue
