@@ -289,7 +289,8 @@ class Checks:
         if known.mixed or name in self._popped:
             return
         if run["status"] == "failed" and not tools:
-            assert not items, f"a turn that failed before any tool left {items}"
+            why = tables.events[run["run_id"]][-1]["response"]["error"]
+            assert not items, f"a turn that failed before any tool left {items}: {why}"
         elif run["status"] == "cancelled" and known.undone:
             assert not items, f"a turn that was rolled back left {items}"
         else:

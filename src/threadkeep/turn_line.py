@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import insort
+from bisect import insort_left
 from typing import Protocol
 
 
@@ -48,7 +48,7 @@ class TurnLine:
         in another order two runs would wait for each other.
         """
         place = Place(holder, order)
-        insort(self._places, place, key=lambda other: other.order)
+        insort_left(self._places, place, key=lambda other: other.order)
         return place
 
     def leave(self, place: Place) -> None:
