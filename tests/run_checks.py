@@ -35,6 +35,7 @@ class Known:
         replica: Where it began.
         undone: Whether somebody asked that nothing of it is left, and nobody before that it stops.
         asked: Whether somebody asked that it stops.
+        may_go: Whether somebody asked at any time that nothing of it is left.
         mixed: Whether the session was changed by others while it was at work.
         told: What a follower heard.
     """
@@ -44,6 +45,7 @@ class Known:
     replica: Replica
     undone: bool = False
     asked: bool = False
+    may_go: bool = False
     mixed: bool = False
     told: list[dict[str, Any]] = field(default_factory=list)
 
@@ -129,6 +131,7 @@ class Checks:
                 if other.name == run.request.session_id:
                     other.undone = not other.asked and run.request.concurrency == "rollback"
                     other.asked = True
+                    other.may_go = other.may_go or run.request.concurrency == "rollback"
         known = Known(run, len(self._runs), replica)
         self._at_work.add(run.run_id)
         return self._runs.setdefault(run.run_id, known)
@@ -293,7 +296,7 @@ class Checks:
             assert not items, f"a turn that failed before any tool left {items}: {why}"
         elif run["status"] == "cancelled" and known.undone:
             assert not items, f"a turn that was rolled back left {items}"
-        else:
+        elif items or not known.may_go:
             self._check_kept(tables, run, items, tools)
 
     def _check_kept(self, tables: Tables, run: Row, items: Rows, tools: Rows) -> None:
@@ -310,7 +313,8 @@ class Checks:
             if "call_id" in item:
                 assert (item["type"], item["call_id"]) in ids, f"{item} was told and is not kept"
             elif item["type"] == "message":
-                assert text_of(item["content"]) in texts, f"{item} was told and is not kept"
+                text, how = text_of(item["content"]), run["status"]
+                assert text in texts, f"'{text}' was told, the run {how}, and it is not kept"
 
     def _check_told(self, known: Known) -> None:
         stored = self._events.get(known.run_id, [])

@@ -282,11 +282,9 @@ class Run:
 
     async def _outcome(self) -> End | None:
         """How the turn ended; what it leaves behind is put in order. None: it goes on elsewhere."""
+        error = None if self._turn_task.cancelled() else self._turn_task.exception()
         if self._log.lost:
             return None
-        error: BaseException | None = None
-        if not self._turn_task.cancelled():
-            error = self._turn_task.exception()
         if self._turn_task.cancelled() or isinstance(error, RunStoppedError):
             return await self._stopped()
         if isinstance(error, InDoubtError):
