@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from bisect import insort_left
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 
 class Holder(Protocol):
@@ -61,6 +62,6 @@ class TurnLine:
         """Who comes before a place."""
         return [other.holder for other in self._places][: self._places.index(place)]
 
-    async def moves(self) -> None:
-        """Returns when somebody has left."""
-        await self._moved.wait()
+    def moves(self) -> Coroutine[Any, Any, bool]:
+        """Returns, when it is awaited, as soon as somebody has left since it was called."""
+        return self._moved.wait()
