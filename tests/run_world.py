@@ -81,6 +81,8 @@ class World:
 
     async def wait(self, kind: str, replica: Replica, of: str) -> str:
         """Waits until the test says how it goes."""
+        if replica.database.dead:
+            return "die"
         step = Step(kind, replica, of, asyncio.get_running_loop().create_future())
         self.steps.append(step)
         try:

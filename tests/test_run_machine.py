@@ -56,13 +56,13 @@ class Machine:
             self._start: 20,
             self._answer: 24,
             self._end_tool: 12,
-            self._cancel: 4,
+            self._cancel: 6,
             self._take_over: 6,
-            self._kill: 4,
+            self._kill: 5,
             self._hand_over: 2,
             self._freeze: 3,
             self._thaw: 4,
-            self._decide: 6,
+            self._decide: 8,
             self._append: 4,
             self._pop: 2,
             self._delete: 2,
@@ -74,21 +74,21 @@ class Machine:
                 for _ in range(steps):
                     told = len(self.story)
                     await self._chance.choices(list(likely), list(likely.values()))[0]()
-                    if len(self.story) > told:
+                    if len(self.story) > told and self._chance.random() < 0.7:
                         await self._settle()
-                        await self._checks.look()
                 await self._end()
         finally:
             await self._close()
 
     async def _settle(self) -> None:
-        """Lets everybody go on as far as they come."""
+        """Lets everybody go on as far as they come, and looks."""
         for _ in range(12):
             before = sum(replica.database.calls for replica in self._all)
             await asyncio.sleep(0.015)
             busy = any(replica.database.busy for replica in self._all if replica.is_at_work)
             if not busy and before == sum(replica.database.calls for replica in self._all):
-                return
+                break
+        await self._checks.look()
 
     def _any(self) -> Replica:
         """A replica that answers; one always does."""
@@ -99,6 +99,7 @@ class Machine:
         self.story.append(where + what)
 
     async def _start(self) -> None:
+        await self._settle()
         replica, name = self._any(), self._chance.choice(sorted(SESSIONS))
         policy: Any = self._chance.choice(POLICIES)
         key = self._chance.choice([None] * 6 + ["k1", "k2"])
@@ -179,6 +180,7 @@ class Machine:
         replica = self._any()
         if not self._others_work(replica):
             return
+        await self._settle()
         self._tell("freeze", replica)
         replica.database.running.clear()
         replica.was_frozen = True
@@ -215,6 +217,7 @@ class Machine:
         self._later(replica, deciding())
 
     async def _append(self) -> None:
+        await self._settle()
         replica, name = self._any(), self._chance.choice(sorted(SESSIONS))
         note = f"note {next(self._world.numbers)}"
         self._tell(f"append '{note}' to {name}", replica)
@@ -224,6 +227,7 @@ class Machine:
 
     async def _pop(self) -> None:
         """Takes back the end of a turn that is over, where that is no call's."""
+        await self._settle()
         replica, name = self._any(), self._chance.choice(sorted(SESSIONS))
         session = Session(name, database=replica.database, owner=SESSIONS[name])
         items = await session.get_items() if await self._checks.is_idle(name) else []
@@ -233,6 +237,7 @@ class Machine:
 
     async def _delete(self) -> None:
         """Does as the server does."""
+        await self._settle()
         replica, name = self._any(), self._chance.choice(sorted(SESSIONS))
         self._tell(f"delete {name}", replica)
         gone = False

@@ -34,6 +34,7 @@ from threadkeep.database import Database, Signal
 from threadkeep.errors import (
     AttemptsError,
     DatabaseError,
+    DuplicateError,
     ModelError,
     NotFoundError,
     RollbackError,
@@ -113,7 +114,7 @@ class Run:
         self._created_at = row["created_at"] // 1000 if row else int(time.time())
         self._events: list[Event] = list(taken_over.events) if taken_over else []
         self._news = asyncio.Event()
-        self._place_in_line = line.enter(self, first=taken_over is not None)
+        self._place_in_line = line.enter(self, "" if self._is_at_work else self.run_id)
         self._line = line
         self._log = RunLog(
             database,
@@ -136,7 +137,7 @@ class Run:
         self._asked: dict[str, ToolStep] = {}
         self._end_asked: str | None = None
         self._is_stored = taken_over is not None
-        self._queued = self._entering = False
+        self._queued = self._entering = self._may_be_stored = False
         self._way_asked = False
         self._listening = AsyncExitStack()
         self._freed: Signal | None = None
@@ -177,6 +178,11 @@ class Run:
             "usage": usage_json(self._usage) if self._usage else None,
             "custom_outputs": {"session_id": request.session_id},
         }
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether its turn had begun in another process."""
+        return self._taken_over is not None and self._taken_over.row["status"] == "in_progress"
 
     async def follow(self, after: int = -1) -> AsyncGenerator[Event, None]:
         """Its events behind a sequence number, to the last, each as soon as it is stored.
@@ -253,6 +259,11 @@ class Run:
         before, self._entering = self._entering, entering
         try:
             yield
+        except DuplicateError:
+            raise
+        except DatabaseError:
+            self._may_be_stored = self.request.store
+            raise
         finally:
             self._entering = before
         if self._end_asked is not None:
@@ -412,6 +423,9 @@ class Run:
 
     async def _on_busy(self, holder: str | None) -> None:
         """Another process has the session, or a run there came before."""
+        self._entering = False
+        if self._end_asked is not None:
+            raise RunStoppedError
         how = self.request.concurrency
         if how == "reject":
             raise SessionBusyError
@@ -434,7 +448,10 @@ class Run:
         """
         owner = self.request.owner
         if not await self._database.call("request_stop", run_id=holder, owner=owner, how=how):
-            row = await find_run(self._database, holder, owner)
+            try:
+                row = await find_run(self._database, holder, owner)
+            except NotFoundError:
+                return  # it was deleted meanwhile
             if row["status"] == "in_progress":
                 raise RollbackError
 
@@ -458,10 +475,12 @@ class Run:
             self.received.set_result(None)
         if self._way_asked:
             self._ask_to_stop("cancelled")
+        if self._end_asked is not None:
+            raise RunStoppedError
 
     async def _admitted_anew(self) -> Admitted | None:
         """The turn of a run that was at work when its process died."""
-        if self._taken_over is None or self._taken_over.row["status"] != "in_progress":
+        if self._taken_over is None or not self._is_at_work:
             return None
         row = self._taken_over.row
         if not row["has_session"]:
@@ -563,7 +582,7 @@ class Run:
 
     async def _end(self, end: End | None) -> None:
         """Stores the end, then tells it."""
-        if not self._is_stored:
+        if not self._is_stored and not self._may_be_stored:
             if end is None:
                 self._fail(ServerStoppingError())
             self._tell_end(end.status if end else "failed")
@@ -578,6 +597,9 @@ class Run:
                 self._tell_end(end.status)
                 return
         except RunLostError as error:
+            if not self._is_stored and end is not None:
+                self._tell_end(end.status)
+                return
             if not await self._goes_on_elsewhere():
                 self._fail(error)
                 self._tell_end("failed")

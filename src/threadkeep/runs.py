@@ -221,7 +221,7 @@ class Runs:
         if await self._database.call("request_stop", run_id=run_id, owner=owner, how="cancel"):
             async for _ in follow_stored(self._database, run_id, owner, -1):
                 continue
-        return await self.response(run_id, owner)
+        return await stored_response(self._database, run_id, owner)
 
     async def stop_session(self, session_id: str, owner: str) -> None:
         """Stops the runs of this process that work on a session, or wait for it."""

@@ -1,9 +1,9 @@
-"""Who works on a session next: one run at a time, in the order they came. For one event loop."""
+"""Who works on a session next: one run at a time, in the order of their ids. For one event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from bisect import insort_left
 from typing import Protocol
 
 
@@ -24,10 +24,12 @@ class Place:
 
     Args:
         holder: Who has it.
+        order: Places are in the order of this.
     """
 
-    def __init__(self, holder: Holder) -> None:
+    def __init__(self, holder: Holder, order: str) -> None:
         self.holder = holder
+        self.order = order
 
 
 class TurnLine:
@@ -39,16 +41,17 @@ class TurnLine:
     """
 
     def __init__(self) -> None:
-        self._places: deque[Place] = deque()
+        self._places: list[Place] = []
         self.moved = asyncio.Event()
 
-    def enter(self, holder: Holder, *, first: bool = False) -> Place:
-        """Takes the last place, or the first, for what has the session already."""
-        place = Place(holder)
-        if first:
-            self._places.appendleft(place)
-        else:
-            self._places.append(place)
+    def enter(self, holder: Holder, order: str) -> Place:
+        """Takes the place of a run's id, or with '' the first, for what has the session already.
+
+        Ids grow, so it is the last one, but for what is taken over. The database goes by them too:
+        in another order two runs would wait for each other.
+        """
+        place = Place(holder, order)
+        insort_left(self._places, place, key=lambda other: other.order)
         return place
 
     def leave(self, place: Place) -> None:

@@ -17,7 +17,8 @@ WITH run AS (
   WHERE NOT EXISTS (
     SELECT 1 FROM threadkeep.sessions WHERE session_id = :session_id AND owner <> :owner)
     AND (SELECT count(*) FROM threadkeep.runs q
-         WHERE q.session_id = :session_id AND q.status = 'queued') < :limit::bigint
+         WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id <> :run_id)
+        < :limit::bigint
   ON CONFLICT (run_id) DO UPDATE SET alive_at = excluded.alive_at
   RETURNING run_id),
 event AS (
@@ -324,7 +325,8 @@ FROM run
 UNION ALL
 SELECT '', NULL, NULL FROM (
   SELECT status FROM threadkeep.runs
-  WHERE :retried::boolean AND run_id = :run_id OFFSET 0 FOR UPDATE) ended
+  WHERE :retried::boolean AND run_id = :run_id AND attempt = :attempt::bigint
+  OFFSET 0 FOR UPDATE) ended
 WHERE ended.status = :status::text AND NOT EXISTS (SELECT FROM run);
 
 -- name: release_run
@@ -421,23 +423,24 @@ ORDER BY e.seq;
 
 -- name: forget_old_runs
 -- Removes runs that ended more than `older_than` ms ago, with their events and journals; `limit` of them at
--- most. `count` is how many. What they said stays in their sessions.
+-- most. `count` is how many. What they said stays in their sessions, and a journal as long as a run has it.
 WITH old AS (
-  SELECT run_id FROM threadkeep.runs
+  SELECT run_id, session_id, journal_id FROM threadkeep.runs
   WHERE finished_at <= clock_timestamp() - :older_than::bigint * interval '1 ms'
   ORDER BY finished_at, run_id LIMIT :limit FOR UPDATE SKIP LOCKED),
 unused AS (
-  SELECT run_id FROM old WHERE NOT EXISTS (
+  SELECT DISTINCT journal_id FROM old WHERE NOT EXISTS (
     SELECT 1 FROM threadkeep.runs r
-    WHERE r.journal_id = old.run_id AND r.run_id <> old.run_id AND r.finished_at IS NULL)),
+    WHERE r.session_id = old.session_id AND r.journal_id = old.journal_id
+      AND r.run_id NOT IN (SELECT run_id FROM old))),
 closed AS (
   UPDATE threadkeep.sessions s SET open_run_id = NULL FROM old WHERE s.open_run_id = old.run_id),
 events AS (
   DELETE FROM threadkeep.run_events USING old WHERE run_events.run_id = old.run_id),
 answers AS (
-  DELETE FROM threadkeep.model_calls USING unused WHERE model_calls.journal_id = unused.run_id),
+  DELETE FROM threadkeep.model_calls USING unused WHERE model_calls.journal_id = unused.journal_id),
 calls AS (
-  DELETE FROM threadkeep.tool_calls USING unused WHERE tool_calls.journal_id = unused.run_id),
+  DELETE FROM threadkeep.tool_calls USING unused WHERE tool_calls.journal_id = unused.journal_id),
 decisions AS (
   DELETE FROM threadkeep.approvals USING old WHERE approvals.run_id = old.run_id),
 gone AS (

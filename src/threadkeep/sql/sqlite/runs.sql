@@ -11,7 +11,8 @@ INSERT INTO runs
 SELECT :run_id, :session_id, :owner, :idempotency_key, :request_hash, :request, :run_id, 'queued', now, now
 FROM clock
 WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owner <> :owner)
-  AND (SELECT count(*) FROM runs q WHERE q.session_id = :session_id AND q.status = 'queued') < :limit
+  AND (SELECT count(*) FROM runs q
+       WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id <> :run_id) < :limit
 ON CONFLICT (run_id) DO UPDATE SET alive_at = excluded.alive_at;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT run_id, 0, :created FROM runs WHERE run_id = :run_id AND :created <> '';
@@ -318,29 +319,37 @@ ORDER BY e.seq;
 
 -- name: forget_old_runs
 -- Removes runs that ended more than `older_than` ms ago, with their events and journals; `limit` of them at
--- most. `count` is how many. What they said stays in their sessions.
-UPDATE sessions SET open_run_id = NULL WHERE open_run_id IN (
-  SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-  ORDER BY finished_at, run_id LIMIT :limit);
-DELETE FROM run_events WHERE run_id IN (
-  SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-  ORDER BY finished_at, run_id LIMIT :limit);
-DELETE FROM approvals WHERE run_id IN (
-  SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-  ORDER BY finished_at, run_id LIMIT :limit);
+-- most. `count` is how many. What they said stays in their sessions, and a journal as long as a run has it.
+UPDATE sessions SET open_run_id = NULL WHERE open_run_id IN
+  (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+   ORDER BY finished_at, run_id LIMIT :limit);
+DELETE FROM run_events WHERE run_id IN
+  (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+   ORDER BY finished_at, run_id LIMIT :limit);
+DELETE FROM approvals WHERE run_id IN
+  (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+   ORDER BY finished_at, run_id LIMIT :limit);
 DELETE FROM model_calls WHERE journal_id IN (
-  SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-  ORDER BY finished_at, run_id LIMIT :limit)
-  AND NOT EXISTS (SELECT 1 FROM runs r
-                  WHERE r.finished_at IS NULL AND r.journal_id = model_calls.journal_id);
+  SELECT o.journal_id FROM runs o
+  WHERE o.run_id IN (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+     ORDER BY finished_at, run_id LIMIT :limit)
+    AND NOT EXISTS (
+      SELECT 1 FROM runs r
+      WHERE r.session_id = o.session_id AND r.journal_id = o.journal_id
+        AND r.run_id NOT IN (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+         ORDER BY finished_at, run_id LIMIT :limit)));
 DELETE FROM tool_calls WHERE journal_id IN (
-  SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-  ORDER BY finished_at, run_id LIMIT :limit)
-  AND NOT EXISTS (SELECT 1 FROM runs r
-                  WHERE r.finished_at IS NULL AND r.journal_id = tool_calls.journal_id);
-DELETE FROM runs WHERE run_id IN (
-  SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-  ORDER BY finished_at, run_id LIMIT :limit);
+  SELECT o.journal_id FROM runs o
+  WHERE o.run_id IN (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+     ORDER BY finished_at, run_id LIMIT :limit)
+    AND NOT EXISTS (
+      SELECT 1 FROM runs r
+      WHERE r.session_id = o.session_id AND r.journal_id = o.journal_id
+        AND r.run_id NOT IN (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+         ORDER BY finished_at, run_id LIMIT :limit)));
+DELETE FROM runs WHERE run_id IN
+  (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
+   ORDER BY finished_at, run_id LIMIT :limit);
 SELECT changes() AS count;
 
 -- name: request_stop
