@@ -123,8 +123,11 @@ async def test_who_has_died_holds_up_nobody(new_database: NewDatabase, backend: 
             await asleep.add_items([user("1")])
             taking = asyncio.create_task(take())
             while not taking.done():  # again and again: it does give signs of life
-                for where in ("sessions SET run_", "runs SET "):
-                    sql = f"UPDATE threadkeep.{where}alive_at = {long_ago}"
+                for table, at_work in (
+                    ("sessions SET run_", "run_id IS NOT NULL"),
+                    ("runs SET ", "status = 'in_progress'"),
+                ):
+                    sql = f"UPDATE threadkeep.{table}alive_at = {long_ago} WHERE {at_work}"
                     await asyncio.to_thread(backend.execute, sql)
                 await asyncio.sleep(0.05)
             await taking

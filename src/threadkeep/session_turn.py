@@ -80,7 +80,7 @@ async def hold_turn(database: Database, session_id: str, owner: str) -> AsyncIte
     turn = Turn(database, session_id, owner)
     run_id = new_id("turn")
     log = RunLog(database, RunPlace(run_id, session_id, owner, 1, run_id), [], events_stored=0)
-    taking = _Taking(turn, run_id)
+    taking = _Taking(turn, run_id, log)
     living = asyncio.create_task(_stay_alive(log, taking), name=run_id)
     status, begun = "failed", None
     try:
@@ -133,9 +133,10 @@ class _Taking:
         stored: Set when other processes know of it.
     """
 
-    def __init__(self, turn: Turn, run_id: str) -> None:
+    def __init__(self, turn: Turn, run_id: str, log: RunLog) -> None:
         self.stored = asyncio.Event()
         self._turn = turn
+        self._log = log
         self._run = {
             "run_id": run_id,
             "session_id": turn.session_id,
@@ -159,6 +160,8 @@ class _Taking:
                 while begun is None:
                     await self._queue()
                     begun = await self._try()
+                    if self._log.lost:  # this process was silent for too long
+                        raise RunLostError
                     if begun is None:
                         await freed.wait(LOOK_SECONDS)
         self.stored.set()
