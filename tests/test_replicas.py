@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +117,7 @@ class User:
 
     Attributes:
         said: The turns, by what was said.
-        decided: What was decided, by the id of the call: `approved` or `rejected`.
+        told: The events of its streamed turns, by the ids of their responses.
         retries: How often something had to be sent again.
     """
 
@@ -126,7 +126,6 @@ class User:
     dice: random.Random
     said: list[Scenario] = field(default_factory=list)
     told: dict[str, list[Json]] = field(default_factory=dict)
-    decided: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     retries: int = 0
 
     async def talk(self, until: float) -> None:

@@ -196,6 +196,8 @@ INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT r.run_id, :first_seq + j.key, j.value
 FROM runs r, json_each(:events) j
 WHERE r.run_id = :run_id AND r.attempt = :attempt
+  AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.session_id
+                  AND s.run_id = r.run_id AND s.run_attempt <> :attempt)
   AND (r.status = 'queued' OR r.status = 'in_progress' AND (
     EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.session_id AND s.run_id = r.run_id)
     OR :status <> ''));
@@ -228,6 +230,8 @@ SET alive_at = (SELECT now FROM clock),
     request = CASE WHEN :status = 'completed' THEN NULL ELSE request END,
     finished_at = CASE WHEN :status <> '' THEN (SELECT now FROM clock) END
 WHERE run_id = :run_id AND attempt = :attempt
+  AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id
+                  AND s.run_id = runs.run_id AND s.run_attempt <> :attempt)
   AND (status = 'queued' OR status = 'in_progress' AND (
     EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id AND s.run_id = runs.run_id)
     OR :status <> ''))
@@ -249,7 +253,8 @@ WHERE run_id = :run_id AND attempt = :attempt AND finished_at IS NULL;
 -- then. Not one of `own`, which the caller works on: it was only busy. `has_session`: whether it has its
 -- session still.
 UPDATE sessions
-SET run_attempt = run_attempt + 1, run_alive_at = (SELECT now FROM clock)
+SET run_attempt = (SELECT r.attempt + 1 FROM runs r WHERE r.run_id = sessions.run_id),
+    run_alive_at = (SELECT now FROM clock)
 WHERE (session_id, run_id) = (
   SELECT r.session_id, r.run_id FROM runs r
   WHERE r.finished_at IS NULL AND r.request IS NOT NULL
@@ -262,6 +267,9 @@ WHERE run_id = (
   WHERE r.finished_at IS NULL AND r.request IS NOT NULL
     AND r.alive_at <= (SELECT now FROM clock) - :stale_after
     AND r.run_id NOT IN (SELECT value FROM json_each(:own))
+    AND NOT EXISTS (  -- time has gone on: its session was not lost yet
+      SELECT 1 FROM sessions s
+      WHERE s.session_id = r.session_id AND s.run_id = r.run_id AND s.run_attempt <= r.attempt)
   ORDER BY r.run_id LIMIT 1)
 RETURNING run_id, session_id, owner, status, idempotency_key, request_hash, request, journal_id, attempt,
           base_seq, input_count, fork_id, made, created_at,
@@ -282,7 +290,9 @@ WHERE run_id IN (
 UPDATE runs SET status = 'failed', finished_at = (SELECT now FROM clock)
 WHERE finished_at IS NULL AND (:session_id = '' OR session_id = :session_id)
   AND alive_at <= (SELECT now FROM clock)
-    - CASE WHEN request IS NULL THEN :stale_after ELSE :given_up_after END;
+    - CASE WHEN request IS NULL THEN :stale_after ELSE :given_up_after END
+  AND NOT EXISTS (
+    SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id AND s.run_id = runs.run_id);
 
 -- name: read_journal
 -- The steps of a run, its own and those of the runs that it goes on from.
@@ -349,7 +359,8 @@ DELETE FROM tool_calls WHERE journal_id IN (
          ORDER BY finished_at, run_id LIMIT :limit)));
 DELETE FROM runs WHERE run_id IN
   (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-   ORDER BY finished_at, run_id LIMIT :limit);
+   ORDER BY finished_at, run_id LIMIT :limit)
+  AND NOT EXISTS (SELECT 1 FROM run_events e WHERE e.run_id = runs.run_id);
 SELECT changes() AS count;
 
 -- name: request_stop
