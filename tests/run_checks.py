@@ -331,8 +331,10 @@ class Checks:
         may_be = {"model_error", "agent_error"}
         if request.concurrency == "reject":
             may_be.add("session_busy")
-        if request.concurrency == "rollback" or request.idempotency_key:
+        if request.concurrency == "rollback":
             may_be.add("conflict")
+        if request.idempotency_key:
+            may_be.add("database_unavailable")  # a run has the key already
         if known.replica.was_frozen or known.run_id in self._gone or failure is None:
             return
         assert failure.code in may_be, f"{known.run_id} was refused: {failure.code}"
