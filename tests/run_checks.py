@@ -231,6 +231,7 @@ class Checks:
         for known in self._runs.values():
             if known.told and not known.replica.database.dead:
                 self._check_told(known)
+                self._check_refusal(known)
         await self._check_owners(next(r for r in replicas if r.is_at_work))
 
     def _describe(self, run_id: str) -> str:
@@ -323,6 +324,20 @@ class Checks:
         assert known.told[-1]["type"] in FINAL, f"the end of {known.run_id} was not told"
         if stored and not known.replica.was_frozen:
             assert known.told == stored, f"{known.run_id} is told as it is not stored"
+
+    def _check_refusal(self, known: Known) -> None:
+        """Nobody is refused but for what was asked."""
+        request, failure = known.run.request, known.run.failure
+        may_be = {"model_error", "agent_error"}
+        if request.concurrency == "reject":
+            may_be.add("session_busy")
+        if request.concurrency == "rollback":
+            may_be.add("conflict")
+        if request.idempotency_key:
+            may_be.add("database_unavailable")  # a run has the key already
+        if known.replica.was_frozen or known.run_id in self._gone or failure is None:
+            return
+        assert failure.code in may_be, f"{known.run_id} was refused: {failure.code}"
 
     async def _check_owners(self, replica: Replica) -> None:
         for known in self._runs.values():
