@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 from threadkeep import sqlite
+from threadkeep.admission import Admitted
 from threadkeep.database import load_statements
 from threadkeep.journal import ToolStep
 from threadkeep.run import Run
@@ -41,14 +42,14 @@ def has_no_fence() -> None:
 
 def stores_input_twice() -> None:
     """A run that is taken over stores its input again."""
-    begin = Run._admit  # noqa: SLF001 - what it breaks lies inside
+    begin = Run._begin  # noqa: SLF001 - what it breaks lies inside
 
-    async def admit(self: Run) -> None:
-        await begin(self)
+    def begin_again(self: Run, admitted: Admitted) -> None:
+        begin(self, admitted)
         if self._taken_over and self._session:
             self._session._input_comes = False  # noqa: SLF001 - as above
 
-    Run._admit = admit  # noqa: SLF001 - as above
+    Run._begin = begin_again  # noqa: SLF001 - as above
 
 
 BUILDS: dict[str, Callable[[], None]] = {

@@ -34,12 +34,15 @@ async def list_approvals(
 
 
 async def get_approval(database: Database, approval_id: str, owner: str) -> dict[str, Any]:
-    """One approval.
+    """One approval; `response_id` is the run that goes on with its turn, or None.
 
     Raises:
         ApprovalNotFoundError: There is no such approval of this owner.
     """
-    return _shown(await _find(database, approval_id, owner))
+    row = await _find(database, approval_id, owner)
+    key = continuation_key(row["run_id"])
+    following = await database.call("find_run_by_key", owner=owner, idempotency_key=key)
+    return _shown(row) | {"response_id": following[0]["run_id"] if following else None}
 
 
 async def decide(

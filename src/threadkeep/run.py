@@ -13,28 +13,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, cast
 
-from agents import Runner, RunResultStreaming, TResponseInputItem, Usage
-from agents.run_error_handlers import RunErrorHandlerInput, RunErrorHandlerResult
+from agents import TResponseInputItem, Usage
 
-from threadkeep.admission import (
-    Admitted,
-    Entrant,
-    admit,
-    go_on,
-    look,
-    queue,
-    readmit,
-    take_back,
-)
-from threadkeep.database import Database, Signal
+from threadkeep.admission import Admitted, Entrant, take_back
+from threadkeep.database import Database
 from threadkeep.errors import (
     AttemptsError,
     DatabaseError,
-    DuplicateError,
     ModelError,
     NotFoundError,
     RollbackError,
@@ -42,22 +31,18 @@ from threadkeep.errors import (
     RunStoppedError,
     RunTimeoutError,
     ServerStoppingError,
-    SessionBusyError,
 )
 from threadkeep.failures import Failure, describe, is_passing, log_fault
 from threadkeep.history import Position, json_text, read_history
 from threadkeep.journal import InDoubtError, ToolStep
 from threadkeep.replay import journaling
 from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
+from threadkeep.run_entry import Entry
 from threadkeep.run_log import End, RunLog, RunPlace
 from threadkeep.run_request import Limits, RunRequest, TakenOver
+from threadkeep.runner_call import RunnerCall
 from threadkeep.session import Session
-from threadkeep.stored_runs import (
-    LOOK_SECONDS,
-    UNFINISHED,
-    find_run,
-    follow_stored,
-)
+from threadkeep.stored_runs import UNFINISHED, find_run, follow_stored
 from threadkeep.turn import TurnSession
 from threadkeep.turn_end import closing_items
 from threadkeep.turn_line import TurnLine
@@ -114,8 +99,6 @@ class Run:
         self._created_at = row["created_at"] // 1000 if row else int(time.time())
         self._events: list[Event] = list(taken_over.events) if taken_over else []
         self._news = asyncio.Event()
-        self._place_in_line = line.enter(self, "" if self._is_at_work else self.run_id)
-        self._line = line
         self._log = RunLog(
             database,
             RunPlace(
@@ -132,18 +115,14 @@ class Run:
         )
         self._converter = ResponseEvents(self._events)
         self._usage: Usage | None = None
-        self._admitted: Admitted | None = None
         self._session: TurnSession | None = None
         self._asked: dict[str, ToolStep] = {}
         self._end_asked: str | None = None
-        self._is_stored = taken_over is not None
-        self._queued = self._entering = self._may_be_stored = False
         self._way_asked = False
-        self._listening = AsyncExitStack()
-        self._freed: Signal | None = None
         self._storing: asyncio.Task[None] | None = None
         if not self._events:
             self._emit({"type": "response.created", "response": self.response()})
+        self._entry = Entry(self, request, self._entrant(), taken_over, database, line, limits)
         self._turn_task = asyncio.create_task(self._take_turn(), name=f"turn of {self.run_id}")
         self._task = asyncio.create_task(self._work(), name=self.run_id)
 
@@ -178,11 +157,6 @@ class Run:
             "usage": usage_json(self._usage) if self._usage else None,
             "custom_outputs": {"session_id": request.session_id},
         }
-
-    @property
-    def _is_at_work(self) -> bool:
-        """Whether its turn had begun in another process."""
-        return self._taken_over is not None and self._taken_over.row["status"] == "in_progress"
 
     async def follow(self, after: int = -1) -> AsyncGenerator[Event, None]:
         """Its events behind a sequence number, to the last, each as soon as it is stored.
@@ -241,33 +215,26 @@ class Run:
             if self._log.tool_started:
                 raise RollbackError
             self._ask_to_stop("rolled back")
-        elif self._admitted is not None:
+        elif self._entry.admitted is not None:
             self._ask_to_stop("cancelled")
         else:
             self._way_asked = True  # its message is kept first
 
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether somebody wants it to stop."""
+        return self._end_asked is not None
+
+    def tell_that_it_waits(self) -> None:
+        """Lets its client go on, if that has to wait for no more."""
+        if not self.received.done():
+            self.received.set_result(None)
+
     def _ask_to_stop(self, status: str) -> None:
         if self._end_asked is None:
             self._end_asked = status
-            if not self._entering:
+            if not self._entry.is_under_way:
                 self._turn_task.cancel()
-
-    @contextmanager
-    def _enters(self, entering: bool = True) -> Iterator[None]:
-        """Is stopped only behind it: a statement that is cancelled may be done all the same, and
-        then nobody would know of a run that is stored."""
-        before, self._entering = self._entering, entering
-        try:
-            yield
-        except DuplicateError:
-            raise
-        except DatabaseError:
-            self._may_be_stored = self.request.store
-            raise
-        finally:
-            self._entering = before
-        if self._end_asked is not None:
-            raise RunStoppedError
 
     def _emit(self, *events: Event) -> None:
         for event in events:
@@ -282,10 +249,11 @@ class Run:
         """Watches over the turn. Only the turn is ever cancelled: its end is always told."""
         try:
             await asyncio.wait({self._turn_task})
-            await self._stop_storing()
+            if self._storing is not None:
+                await self._log.stop_keeping_up(self._storing)
             await self._end(await self._outcome())
         finally:
-            self._line.leave(self._place_in_line)
+            self._entry.leave()
             if not self.finished:  # a fault of ours; nobody must wait for ever on top of it
                 self.failure = self.failure or describe(RuntimeError())
                 self._tell_end("failed")
@@ -293,28 +261,12 @@ class Run:
     async def _take_turn(self) -> None:
         try:
             async with asyncio.timeout(self._limits.timeout) as limit:
-                await self._wait_in_line()
-                async with self._listening:
-                    await self._admit()
+                self._begin(await self._entry.enter())
                 await self._answer()
         except TimeoutError as error:
             if limit.expired():
                 raise RunTimeoutError from error
             raise
-
-    async def _wait_in_line(self) -> None:
-        """Waits for the runs of this process that came before."""
-        how, moved = self.request.concurrency, self._line.moved
-        while self._line.before(self._place_in_line):
-            if how == "reject":
-                raise SessionBusyError
-            await self._queue()
-            if how != "enqueue":
-                for holder in self._line.before(self._place_in_line):
-                    holder.give_way(how)
-            self._tell_that_it_waits()
-            await moved.wait()
-            moved = self._line.moved
 
     async def _outcome(self) -> End | None:
         """How the turn ended; what it leaves behind is put in order. None: it goes on elsewhere."""
@@ -364,7 +316,7 @@ class Run:
     async def _failed(self, error: BaseException) -> End:
         self._fail(error)
         self._emit(*self._converter.stop())
-        admitted = self._admitted
+        admitted = self._entry.admitted
         if admitted is None or not self.request.store:
             return End("failed")
         no_tool = not self._converter.tool_started and not admitted.steps.tools
@@ -375,14 +327,11 @@ class Run:
         again = admitted.input_hash if is_passing(error) else None
         return End("failed", open=again is not None, open_hash=again)
 
-    def _start_storing(self) -> None:
+    def keep_storing(self) -> None:
+        """Begins to store what it says, and to give signs of life."""
         if self.request.store and self._storing is None:
             self._storing = asyncio.create_task(self._log.keep_up())
             self._storing.add_done_callback(self._storing_ended)
-
-    async def _stop_storing(self) -> None:
-        if self._storing is not None:
-            await self._log.stop_keeping_up(self._storing)
 
     def _storing_ended(self, storing: asyncio.Task[None]) -> None:
         """The log ends by itself when somebody else wants the run to stop, or has taken it over."""
@@ -400,104 +349,28 @@ class Run:
             request_hash=request.request_hash,
             idempotency_key=request.idempotency_key,
             created=json_text(self._events[0]),
-            waits=self._is_stored,
+            waits=self._taken_over is not None,
         )
 
-    async def _queue(self) -> None:
-        """Stores a run that has to wait. Only then may it push: what is refused stops nobody."""
-        if self._queued:
-            return
-        request, entrant = self.request, self._entrant()
-        if not request.store:
-            await look(self._database, request.session_id, request.owner, request.items)
-        elif not self._taken_over:
-            with self._enters():
-                await queue(self._database, entrant, self._limits.queue)
-                self._is_stored = True
-        self._queued = True
-        self._start_storing()
-
-    def _tell_that_it_waits(self) -> None:
-        if not self.received.done():
-            self.received.set_result(None)
-
-    async def _on_busy(self, holder: str | None) -> None:
-        """Another process has the session, or a run there came before."""
-        self._entering = False
-        if self._end_asked is not None:
-            raise RunStoppedError
-        how = self.request.concurrency
-        if how == "reject":
-            raise SessionBusyError
-        with self._enters(False):
-            await self._queue()
-            if how != "enqueue" and holder is not None and holder != self.run_id:
-                await self._push(holder, how)
-            self._tell_that_it_waits()
-            if self._freed is None:  # listen first, then look once more
-                where = self._database.signals(self.request.session_id)
-                self._freed = await self._listening.enter_async_context(where)
-            else:
-                await self._freed.wait(LOOK_SECONDS)
-
-    async def _push(self, holder: str, how: str) -> None:
-        """Asks a run of another process to give way.
-
-        Raises:
-            RollbackError: It can't be rolled back.
-        """
-        owner = self.request.owner
-        if not await self._database.call("request_stop", run_id=holder, owner=owner, how=how):
-            try:
-                row = await find_run(self._database, holder, owner)
-            except NotFoundError:
-                return  # it was deleted meanwhile
-            if row["status"] == "in_progress":
-                raise RollbackError
-
-    async def _admit(self) -> None:
+    def _begin(self, admitted: Admitted) -> None:
+        """Takes in what the session held, and tells that it works."""
         request = self.request
-        with self._enters():
-            self._admitted = await self._admitted_anew() or await self._admitted_first()
-            self._is_stored = request.store
-        if request.store and self._admitted.journal_id:
-            self._log.go_on_from(self._admitted.journal_id, self._admitted.steps)
+        if request.store and admitted.journal_id:
+            self._log.go_on_from(admitted.journal_id, admitted.steps)
         self._session = TurnSession(
             Session(request.session_id, database=self._database, owner=request.owner or None),
-            self._admitted.base,
+            admitted.base,
             self._log if request.store else None,
         )
-        self._start_storing()
+        self.keep_storing()
         self.status = "in_progress"
         if not any(event["type"] == "response.in_progress" for event in self._events):
             self._emit({"type": "response.in_progress", "response": self.response()})
-        if not self.received.done():
-            self.received.set_result(None)
+        self.tell_that_it_waits()
         if self._way_asked:
             self._ask_to_stop("cancelled")
         if self._end_asked is not None:
             raise RunStoppedError
-
-    async def _admitted_anew(self) -> Admitted | None:
-        """The turn of a run that was at work when its process died."""
-        if self._taken_over is None or not self._is_at_work:
-            return None
-        row = self._taken_over.row
-        if not row["has_session"]:
-            raise RunLostError
-        self._start_storing()
-        request = self.request
-        return await readmit(self._database, request.session_id, request.owner, row)
-
-    async def _admitted_first(self) -> Admitted:
-        request = self.request
-        if not request.store:
-            where = (self._database, request.session_id, request.owner)
-            return await look(*where, request.items)
-        entrant = self._entrant()
-        if request.goes_on_from:
-            return await go_on(self._database, entrant, request.goes_on_from, self._on_busy)
-        return await admit(self._database, entrant, request.items, self._on_busy)
 
     async def _answer(self) -> None:
         if not self.request.store:
@@ -507,31 +380,22 @@ class Run:
             await self._make()
 
     def _journal_id(self) -> str:
-        assert self._admitted is not None  # noqa: S101 - admitted before
-        return self._admitted.journal_id or self.run_id
+        assert self._entry.admitted is not None  # noqa: S101 - admitted before
+        return self._entry.admitted.journal_id or self.run_id
 
     async def _make(self) -> None:
-        assert self._admitted is not None  # noqa: S101 - admitted before
+        assert self._entry.admitted is not None  # noqa: S101 - admitted before
+        assert self._session is not None  # noqa: S101 - made when it was admitted
         if self._attempt > self._limits.attempts:
             raise AttemptsError(self._limits.attempts)
-        agent = self.request.make_agent()
-        result = Runner.run_streamed(
-            agent,
-            self._admitted.input,
-            context=self.request.context,
-            run_config=self.request.run_config,
-            session=self._session,
-            error_handlers=None if agent.output_type else {"model_refusal": _refusal},
-        )
+        call = RunnerCall(self.request, self._entry.admitted.input, self._session)
         try:
-            async for event in result.stream_events():
-                self._emit(*self._converter.convert(event))
-        except BaseException:
-            await _stop_runner(result)
-            raise
+            async with aclosing(call.events()) as events:
+                async for event in events:
+                    self._emit(*self._converter.convert(event))
         finally:
-            self._usage = result.context_wrapper.usage
-        if result.interruptions:
+            self._usage = call.usage
+        if call.is_interrupted:
             self._converter.incomplete_reason = "approval_required"
         elif not self._converter.output:
             raise ModelError("The model gave no answer.")
@@ -551,7 +415,7 @@ class Run:
 
     async def _take_back(self, position: Position) -> bool:
         """Leaves the session as it was before the turn, where nobody else has changed it since."""
-        if self._admitted is None or not self.request.store:
+        if self._entry.admitted is None or not self.request.store:
             return True
         request = self.request
         try:
@@ -561,7 +425,7 @@ class Run:
                 request.owner,
                 self.run_id,
                 self._attempt,
-                self._admitted,
+                self._entry.admitted,
                 position,
             )
         except DatabaseError as error:
@@ -582,7 +446,7 @@ class Run:
 
     async def _end(self, end: End | None) -> None:
         """Stores the end, then tells it."""
-        if not self._is_stored and not self._may_be_stored:
+        if not self._entry.is_stored and not self._entry.may_be_stored:
             if end is None:
                 self._fail(ServerStoppingError())
             self._tell_end(end.status if end else "failed")
@@ -597,7 +461,7 @@ class Run:
                 self._tell_end(end.status)
                 return
         except RunLostError as error:
-            if not self._is_stored and end is not None:
+            if not self._entry.is_stored and end is not None:
                 self._tell_end(end.status)
                 return
             if not await self._goes_on_elsewhere():
@@ -633,20 +497,3 @@ class Run:
 
     def _final(self, status: str) -> Event:
         return {"type": _END_EVENTS[status], "response": self._shown(status)}
-
-
-async def _stop_runner(result: RunResultStreaming) -> None:
-    """Ends the Runner's own tasks, and waits until they are gone."""
-    result.cancel()
-    # What it raises is known already, or is of no use to anybody any more.
-    await asyncio.gather(_drain(result), return_exceptions=True)
-
-
-async def _drain(result: RunResultStreaming) -> None:
-    async for _ in result.stream_events():
-        continue
-
-
-def _refusal(data: RunErrorHandlerInput[Any]) -> RunErrorHandlerResult:
-    """A refusal is an answer like any other: the user is told, and the session keeps it."""
-    return RunErrorHandlerResult(getattr(data.error, "refusal", None), include_in_history=False)
