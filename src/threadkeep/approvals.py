@@ -39,10 +39,7 @@ async def get_approval(database: Database, approval_id: str, owner: str) -> dict
     Raises:
         ApprovalNotFoundError: There is no such approval of this owner.
     """
-    row = await _find(database, approval_id, owner)
-    key = continuation_key(row["run_id"])
-    following = await database.call("find_run_by_key", owner=owner, idempotency_key=key)
-    return _shown(row) | {"response_id": following[0]["run_id"] if following else None}
+    return _shown(await _find(database, approval_id, owner))
 
 
 async def decide(
@@ -73,7 +70,7 @@ async def decide(
         ApprovalDecidedError: It was decided before.
         TurnGoneError: The session has gone on without it.
     """
-    found = await _find(database, approval_id, owner)
+    await _find(database, approval_id, owner)
     rows = await database.call(
         "decide_approval",
         approval_id=approval_id,
@@ -125,6 +122,7 @@ def _shown(row: Row) -> dict[str, Any]:
         "reason": row["reason"],
         "session_id": row["session_id"],
         "previous_response_id": row["run_id"],
+        "response_id": row["response_id"],
         "created_at": row["created_at"] // 1000,
         "decided_at": row["decided_at"] and row["decided_at"] // 1000,
     }

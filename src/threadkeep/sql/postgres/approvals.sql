@@ -2,10 +2,13 @@
 
 -- name: list_approvals
 -- An owner's approvals from behind a given one, in the order they came; with a `status` those alone.
+-- `response_id` is the run that goes on with the turn (runs.continuation_key).
 SELECT approval_id, run_id, session_id, call, status, reason,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
-       (extract(epoch FROM decided_at) * 1000)::bigint AS decided_at
-FROM threadkeep.approvals
+       (extract(epoch FROM decided_at) * 1000)::bigint AS decided_at,
+       (SELECT r.run_id FROM threadkeep.runs r
+        WHERE r.owner = a.owner AND r.idempotency_key = chr(1) || a.run_id) AS response_id
+FROM threadkeep.approvals a
 WHERE owner = :owner AND approval_id > :after AND (:status::text = '' OR status = :status::text)
 ORDER BY owner, approval_id
 LIMIT :limit;
@@ -17,7 +20,9 @@ SELECT a.approval_id, a.run_id, a.session_id, a.call, a.status, a.reason,
        (extract(epoch FROM a.decided_at) * 1000)::bigint AS decided_at,
        EXISTS (SELECT 1 FROM threadkeep.sessions s
                WHERE s.session_id = a.session_id AND s.open_run_id = a.run_id
-                 AND s.open_epoch = s.epoch AND s.open_seq = s.seq) AS open
+                 AND s.open_epoch = s.epoch AND s.open_seq = s.seq) AS open,
+       (SELECT r.run_id FROM threadkeep.runs r
+        WHERE r.owner = a.owner AND r.idempotency_key = chr(1) || a.run_id) AS response_id
 FROM threadkeep.approvals a
 WHERE a.approval_id = :approval_id AND a.owner = :owner;
 

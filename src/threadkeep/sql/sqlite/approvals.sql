@@ -2,8 +2,11 @@
 
 -- name: list_approvals
 -- An owner's approvals from behind a given one, in the order they came; with a `status` those alone.
-SELECT approval_id, run_id, session_id, call, status, reason, created_at, decided_at
-FROM approvals
+-- `response_id` is the run that goes on with the turn (runs.continuation_key).
+SELECT approval_id, run_id, session_id, call, status, reason, created_at, decided_at,
+       (SELECT r.run_id FROM runs r
+        WHERE r.owner = a.owner AND r.idempotency_key = char(1) || a.run_id) AS response_id
+FROM approvals a
 WHERE owner = :owner AND approval_id > :after AND (:status = '' OR status = :status)
 ORDER BY owner, approval_id
 LIMIT :limit;
@@ -13,7 +16,9 @@ LIMIT :limit;
 SELECT a.approval_id, a.run_id, a.session_id, a.call, a.status, a.reason, a.created_at, a.decided_at,
        EXISTS (SELECT 1 FROM sessions s
                WHERE s.session_id = a.session_id AND s.open_run_id = a.run_id
-                 AND s.open_epoch = s.epoch AND s.open_seq = s.seq) AS open
+                 AND s.open_epoch = s.epoch AND s.open_seq = s.seq) AS open,
+       (SELECT r.run_id FROM runs r
+        WHERE r.owner = a.owner AND r.idempotency_key = char(1) || a.run_id) AS response_id
 FROM approvals a
 WHERE a.approval_id = :approval_id AND a.owner = :owner;
 
