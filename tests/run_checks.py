@@ -15,7 +15,7 @@ from threadkeep import Session
 from threadkeep.approvals import list_approvals
 from threadkeep.errors import ConflictError, DatabaseError, NotFoundError, ServerStoppingError
 from threadkeep.run import Run
-from threadkeep.session import text_of
+from threadkeep.titles import text_of
 
 SESSIONS = {"a": "ann", "b": "bob", "c": "ann"}
 """The sessions, and whose they are."""

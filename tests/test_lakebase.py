@@ -139,6 +139,7 @@ def test_a_place_is_named_in_one_way(names: dict[str, str]) -> None:
         (LakebasePlace(project="my-project", branch="production"), HOST, ENDPOINT),
         (LakebasePlace(branch=BRANCH), HOST, ENDPOINT),
     ],
+    ids=range(8),
 )
 async def test_each_way_to_name_it_leads_there(
     lakebase: LakebaseStandIn, place: LakebasePlace, host: str, name: str
