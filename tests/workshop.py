@@ -91,6 +91,7 @@ def move(backend: Backend, run_id: str, to: RunningApp) -> None:
 
     def taken() -> bool:
         silence(backend, run_id)  # again and again: it does give signs of life
-        return bool(to.take_over())
+        # Its own loop may have been faster.
+        return to.take_over() > 0 or run_id in to.app.state.runs.ids
 
     until(taken)

@@ -69,6 +69,11 @@ class Runs:
         self._stopping = False
 
     @property
+    def ids(self) -> list[str]:
+        """The runs that are at work here, or wait."""
+        return list(self._runs)
+
+    @property
     def is_stopping(self) -> bool:
         """Whether no more runs are started, and those at work are handed over."""
         return self._stopping
@@ -100,7 +105,7 @@ class Runs:
         if self._stopping:
             return None
         rows = await self._database.call(
-            "claim_lost_run", stale_after=self._limits.lost_after_ms, own=list(self._runs)
+            "claim_lost_run", stale_after=self._limits.lost_after_ms, own=self.ids
         )
         if not rows:
             return None
