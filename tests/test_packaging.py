@@ -86,7 +86,7 @@ def test_the_wheel_passes_on_the_oldest_sdk(uv: str, tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, tmp_path / "app" / folder)
     (tmp_path / "app" / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     ignored = [f"--ignore=tests/{name}" for name in ELSEWHERE]
-    kinds = ["-k", "not postgres and not lakebase"]
+    kinds = ["-n", "0", "-k", "not postgres and not lakebase"]
     said = run(python, "-m", "pytest", "-q", *ignored, *kinds, cwd=tmp_path / "app")
     assert " passed" in said
 

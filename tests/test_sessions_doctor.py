@@ -278,6 +278,11 @@ async def started(database: Database, backend: Backend, run_id: str, status: str
         owner="ann",
         idempotency_key=None,
         request_hash="",
+        request="{}",
+        attempt=1,
+        waits=False,
+        input_hash="",
+        fork_id="",
         created="{}",
         items=encode_items([user("a"), call("1")]),
         title=None,
@@ -285,7 +290,6 @@ async def started(database: Database, backend: Backend, run_id: str, status: str
         seq=0,
         tag=0,
         new_epoch=new_epoch(),
-        stale_after=1,
     )
     then = "0" if isinstance(backend, SQLite) else "'2020-01-01'"
     backend.execute(

@@ -45,6 +45,9 @@ class RunRequests:
         models: Gives a model by its name.
         model_name: That of the default model, for the reply.
         concurrency: What becomes of a turn whose session has one at work, unless the client says.
+
+    Attributes:
+        models: As above.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class RunRequests:
     ) -> None:
         self._create_agent = create_agent
         self._get_session_id = get_session_id
-        self._models = models
+        self.models = models
         self._model_name = model_name
         self._concurrency = concurrency
 
@@ -87,7 +90,7 @@ class RunRequests:
             make_agent=partial(self._create_agent, context),
             context=context,
             # Traces would carry what users write to OpenAI, unasked.
-            run_config=RunConfig(model_provider=self._models, tracing_disabled=True),
+            run_config=RunConfig(model_provider=self.models, tracing_disabled=True),
             model=self._model_name,
             source=json_text(source),
             store=body.store,
