@@ -16,13 +16,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What needs the embedded model, a browser or this very checkout, or has nothing to do with the
 # Agents SDK, is shown once, elsewhere. So is what databases there are: one tells of the SDK.
 ELSEWHERE = [
+    "test_agent_server.py",
+    "test_bad_input.py",
     "test_checks.py",
     "test_commands.py",
     "test_concurrency.py",
+    "test_conformance.py",
     "test_crash.py",
+    "test_crowds.py",
+    "test_databricks.py",
     "test_deployment.py",
     "test_docs.py",
     "test_faults.py",
+    "test_idempotency.py",
     "test_lakebase.py",
     "test_lakebase_errors.py",
     "test_lakebase_stand_in.py",
@@ -33,15 +39,19 @@ ELSEWHERE = [
     "test_packaging.py",
     "test_page.py",
     "test_postgres.py",
+    "test_processes.py",
     "test_replicas.py",
     "test_retention.py",
     "test_run_machine.py",
+    "test_run_regressions.py",
+    "test_run_statements.py",
     "test_sessions_doctor.py",
     "test_signals.py",
     "test_sql.py",
     "test_sqlite.py",
     "test_start.py",
     "test_troubleshooting.py",
+    "test_turn_line.py",
 ]
 
 

@@ -296,7 +296,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 async def test_whatever_happens_the_promises_are_kept(place: Backend, prove: bool) -> None:
     """The seeds are always the same, but what goes on at the same time is not."""
-    for seed in range(1000 if prove else 12):
+    for seed in range(1000 if prove else 4):
         machine = Machine(seed, place)
         try:
             await machine.run(steps=40)
