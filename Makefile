@@ -10,7 +10,7 @@ test:   ## the tests alone, without lint and packaging
 	uv run --group dev pytest --ignore tests/test_checks.py --ignore tests/test_packaging.py
 
 prove:  ## the long proofs for their whole time
-	uv run --group dev pytest -s --prove tests/test_faults.py
+	uv run --group dev pytest -n 0 -s --prove tests/test_faults.py tests/test_crash.py tests/test_replicas.py
 
 lint:   ## ruff, types and the import rule
 	uv run --group dev pytest -q tests/test_checks.py
@@ -19,8 +19,9 @@ fix:    ## format, and mend what ruff can mend
 	uv run --group dev ruff check --fix .
 	uv run --group dev ruff format .
 
-bench:  ## size, start, memory, and what the embedded model remembers
+bench:  ## size, start, memory, what the embedded model remembers, and Sessions side by side
 	uv run --group dev python benchmarks/footprint.py
 	uv run --group dev python benchmarks/sessions.py
 	uv run --group dev python benchmarks/dialogues.py --direct
 	uv run --group dev python benchmarks/interop.py
+	uv run --group dev --group benchmarks python benchmarks/conformance.py

@@ -107,7 +107,7 @@ class PostgresPrograms:
         assert programs, "Postgres is missing: apt-get install -y postgresql"
         self._programs = programs[-1]
         self.folder = Path(tempfile.mkdtemp(prefix="threadkeep-postgres-"))
-        self._user = _unprivileged(self.folder)
+        self._user = unprivileged(self.folder)
         self.run(self._programs / "initdb", "-D", "data", "-U", "postgres", "-A", "trust")
 
     def start(self, options: str) -> None:
@@ -142,7 +142,7 @@ class PostgresPrograms:
 def postgres_server() -> Iterator[str]:
     """Runs Debian's Postgres as an unprivileged user, on a free port; gives its URL."""
     programs = PostgresPrograms()
-    port = _free_port()
+    port = free_port()
     programs.start(f"-p {port} -c listen_addresses=127.0.0.1")
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}"
@@ -159,7 +159,7 @@ def transaction_pooler(database: Postgres) -> Iterator[str]:
     assert program.exists(), "PgBouncer is missing: apt-get install -y pgbouncer"
     parts = urlsplit(database.server)
     folder = Path(tempfile.mkdtemp(prefix="threadkeep-pgbouncer-"))
-    port = _free_port()
+    port = free_port()
     (folder / "users").write_text('"postgres" ""\n')
     (folder / "ini").write_text(
         f"[databases]\n{database.name} = host={parts.hostname} port={parts.port}\n"
@@ -168,10 +168,10 @@ def transaction_pooler(database: Postgres) -> Iterator[str]:
         "pool_mode = transaction\ndefault_pool_size = 2\n"
     )
     process = subprocess.Popen(
-        [program, "-q", folder / "ini"], user=_unprivileged(folder), stderr=subprocess.DEVNULL
+        [program, "-q", folder / "ini"], user=unprivileged(folder), stderr=subprocess.DEVNULL
     )
     try:
-        _wait_for(port)
+        wait_for(port)
         yield f"postgresql://postgres@127.0.0.1:{port}/{database.name}"
     finally:
         process.terminate()
@@ -179,24 +179,26 @@ def transaction_pooler(database: Postgres) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Returns when somebody listens on a port of this machine."""
     for _ in range(500):
         with socket.socket() as client:
             if client.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.01)
-    raise RuntimeError("PgBouncer did not start")
+    raise RuntimeError(f"nothing listens on port {port}")
 
 
-def _unprivileged(folder: Path) -> int | None:
-    """Postgres refuses to run as root; anybody else runs it as themselves."""
+def unprivileged(folder: Path) -> int | None:
+    """Who runs a server with its files in a folder: never root, anybody else as themselves."""
     if os.getuid() != 0:
         return None
     user = pwd.getpwnam("nobody").pw_uid

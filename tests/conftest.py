@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import uvicorn
@@ -19,6 +19,9 @@ from tests.fakes import FakeModel
 from tests.lakebase import LakebaseStandIn, lakebase_stand_in
 from threadkeep.server import AgentContext, create_app
 from threadkeep.settings import Settings
+from threadkeep.take_over import take_over_all
+
+T = TypeVar("T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,15 +42,17 @@ class RunningApp:
 
     Args:
         environment: The settings it reads.
+        **agent: What its agent has beside the model, as the SDK names it.
 
     Attributes:
         url: Its address.
         model: The model of its agent; its `go_on` lets a message "hold" go on.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], **agent: Any) -> None:
         self.model = FakeModel()
         self._environment = environment
+        self._of_agent: dict[str, Any] = {"tools": [get_current_time]} | agent
         self.start()
 
     def start(self) -> None:
@@ -84,11 +89,21 @@ class RunningApp:
         self.stop()
         self.start()
 
+    def take_over(self) -> int:
+        """Takes over what lost its process, now; gives how many runs that were."""
+        return self.do(take_over_all(self.app.state.runs))
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Does something on the server's event loop, and waits for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
     def _serve(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._listener]))
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            runner.run(self._server.serve(sockets=[self._listener]))
 
     def _agent(self, context: AgentContext) -> Agent[Any]:
-        return Agent(name="Assistant", model=self.model, tools=[get_current_time])
+        return Agent(name="Assistant", model=self.model, **self._of_agent)
 
 
 def environment(database: Backend | str, **more: str) -> dict[str, str]:

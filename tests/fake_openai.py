@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from tests.serving import served
 
 app = FastAPI()
+_asked: set[str] = set()
 
 
 @app.post("/v1/chat/completions")
@@ -22,7 +23,8 @@ async def chat_completions(request: Request) -> StreamingResponse:
     """Answers from what the user said before, a word at a time."""
     body = await request.json()
     said = " ".join(str(m["content"]) for m in body["messages"] if m["role"] == "user")
-    if said.endswith("slow"):
+    if said.endswith("slow") and said not in _asked:  # once
+        _asked.add(said)
         await asyncio.sleep(30)
     return StreamingResponse(_chunks(_answer(said)), media_type="text/event-stream")
 

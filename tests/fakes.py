@@ -8,6 +8,9 @@ refuse            refuses to answer
 time              calls get_current_time and tells what it said
 fail              fails as a provider does
 time and fail     calls get_current_time, then fails
+use A B           calls the tools A and B at once
+stumble TEXT      fails as a provider does; answers TEXT when the test lets it
+X; Y              does X, which uses tools, and Y when they have answered
 What city …?      looks for "I live in CITY" in what the user said before
 """
 
@@ -37,7 +40,7 @@ from openai.types.responses import (
 )
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
-from threadkeep.session import text_of
+from threadkeep.titles import text_of
 
 PLACEHOLDER = "__fake_id__"
 
@@ -62,6 +65,7 @@ class FakeModel(Model):
         items = [{"role": "user", "content": input}] if isinstance(input, str) else list(input)
         self.inputs.append(items)
         said = [text_of(i.get("content")) for i in items if i.get("role") == "user"]
+        said[-1] = _part(said[-1], items)
         number = 0
 
         def numbered(event_type: Any, **values: Any) -> Any:
@@ -70,31 +74,26 @@ class FakeModel(Model):
             return event_type(sequence_number=number - 1, **values)
 
         yield numbered(ResponseCreatedEvent, type="response.created", response=_response([]))
-        if "time" in said[-1] and items[-1].get("type") != "function_call_output":
-            call = ResponseFunctionToolCall(
-                id=PLACEHOLDER,
-                call_id=f"call_{len(items)}",
-                name="get_current_time",
-                arguments="{}",
-                type="function_call",
-            )
+        if names := _tools(said[-1], items):
+            calls = [_call(name, f"call_{len(items)}_{at}") for at, name in enumerate(names)]
+            for at, call in enumerate(calls):
+                yield numbered(
+                    ResponseOutputItemAddedEvent,
+                    type="response.output_item.added",
+                    item=call,
+                    output_index=at,
+                )
+                yield numbered(
+                    ResponseOutputItemDoneEvent,
+                    type="response.output_item.done",
+                    item=call,
+                    output_index=at,
+                )
             yield numbered(
-                ResponseOutputItemAddedEvent,
-                type="response.output_item.added",
-                item=call,
-                output_index=0,
-            )
-            yield numbered(
-                ResponseOutputItemDoneEvent,
-                type="response.output_item.done",
-                item=call,
-                output_index=0,
-            )
-            yield numbered(
-                ResponseCompletedEvent, type="response.completed", response=_response([call])
+                ResponseCompletedEvent, type="response.completed", response=_response(calls)
             )
             return
-        if "fail" in said[-1]:
+        if "fail" in said[-1] or (said[-1].startswith("stumble ") and not self.go_on.is_set()):
             raise openai.APIConnectionError(request=cast(Any, None))
         yield numbered(
             ResponseOutputItemAddedEvent,
@@ -141,7 +140,7 @@ class FakeModel(Model):
 
     async def _words(self, said: list[str], items: list[Any]) -> AsyncIterator[str]:
         last = said[-1]
-        if items[-1].get("type") == "function_call_output":
+        if "time" in last and items[-1].get("type") == "function_call_output":
             yield f"It is {items[-1]['output']}"
         elif match := re.match(r"count (\d+)", last):
             for number in range(1, int(match[1]) + 1):
@@ -153,7 +152,7 @@ class FakeModel(Model):
             yield "no more."
         elif last == "refuse":
             return
-        elif last.startswith(("say ", "linger ")):
+        elif last.startswith(("say ", "linger ", "stumble ")):
             for word in re.findall(r"\S+\s*|\s+", last.partition(" ")[2]):
                 yield word
         elif "What city" in last:
@@ -161,6 +160,32 @@ class FakeModel(Model):
             yield f"You live in {found[1]}." if found else "You did not say."
         else:
             yield f"You said: {last}"
+
+
+def _part(said: str, items: list[Any]) -> str:
+    """The part of "X; Y" that comes next, by the outputs of tools that are there."""
+    turn = max(at for at, item in enumerate(items) if item.get("role") == "user")
+    outputs = sum(item.get("type") == "function_call_output" for item in items[turn:])
+    *first, last = said.split("; ")
+    for part in first:
+        if outputs <= 0:
+            return part
+        outputs -= len(part.split()) - 1
+    return last
+
+
+def _tools(part: str, items: list[Any]) -> list[str]:
+    """The tools that are to be called now."""
+    if part.startswith("use "):
+        return part.split()[1:]
+    answered = items[-1].get("type") == "function_call_output"
+    return ["get_current_time"] if "time" in part and not answered else []
+
+
+def _call(name: str, call_id: str) -> ResponseFunctionToolCall:
+    return ResponseFunctionToolCall(
+        id=PLACEHOLDER, call_id=call_id, name=name, arguments="{}", type="function_call"
+    )
 
 
 def _message(text: str, *, refused: bool = False) -> ResponseOutputMessage:

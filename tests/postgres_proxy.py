@@ -49,6 +49,8 @@ class PostgresProxy:
             except OSError:
                 return
             server = socket.create_connection(self._target)
+            for end in (client, server):  # messages are sent in small pieces
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = _Connection(self, client, server)
             threading.Thread(target=connection.serve, daemon=True).start()
 

@@ -27,6 +27,7 @@ from threadkeep.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from threadkeep.mend import UNKNOWN_OUTCOME
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.settings import DatabaseSettings
 
@@ -144,6 +145,23 @@ async def test_what_is_damaged_is_adopted_as_it_is(lakebase: LakebaseStandIn) ->
     one = session()
     assert await one.get_items() == [user("1")]
     assert lakebase.sql("SELECT data FROM threadkeep.items WHERE seq = 1") == "{broken"
+    await one.close()
+
+
+async def test_half_turns_of_the_original_reach_no_model(lakebase: LakebaseStandIn) -> None:
+    """It stored turns of one session side by side, and left calls open where it died."""
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "42"}
+    history: Any = [user("1"), call, user("2"), output, call | {"call_id": "d"}]
+    Original(lakebase).add("s", *history)
+    one = session()
+    model = ScriptedModel([[assistant_message("ok")]])
+    await Runner.run(Agent(name="a", model=model), "3", session=one)
+    assert model.last_call is not None
+    unknown = output | {"call_id": "d", "output": UNKNOWN_OUTCOME}
+    seen = [user("1"), call, output, user("2"), history[4], unknown, user("3")]
+    assert model.last_call.input == seen
+    assert (await one.get_items())[:5] == history
     await one.close()
 
 

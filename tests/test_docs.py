@@ -18,15 +18,17 @@ from tests.conftest import RunningApp
 from tests.fake_openai import fake_openai
 from threadkeep.connect import DEFAULT_URL
 from threadkeep.settings import Settings
+from threadkeep.testing import checks, damage_checks
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CONFORMANCE = (ROOT / "docs" / "conformance.md").read_text()
 CURL = shutil.which("curl")
 
 
-def blocks(language: str) -> list[str]:
-    """The code blocks of the README in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    """The code blocks of a document, by default the README, in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,37 @@ def python(code: str, folder: Path, **variables: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_conformance_snippets(tmp_path: Path) -> None:
+    """Both find in the SDK's SQLiteSession what the table says, but for what needs damage."""
+    script, tests = blocks("python", CONFORMANCE)
+    failing = in_table("SQLiteSession") - {check.name for check in damage_checks}
+    said = python(script, tmp_path)
+    assert set(re.findall(r"\| ([a-z0-9 ]+) \| \*\*fails:", said)) == failing
+    assert said.endswith(f"{len(checks) - len(failing)} of {len(checks)} pass.\n")
+    (tmp_path / "test_mine.py").write_text(tests)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    failed = re.findall(
+        r"^FAILED test_mine.py::test_conformance\[(.+?)\]", done.stdout, re.MULTILINE
+    )
+    assert set(failed) == failing, done.stdout
+
+
+def test_the_conformance_table_is_whole() -> None:
+    """It has every check, and of ours it says what tests/test_conformance.py does."""
+    for column in ("ours, SQLite", "ours, Postgres"):
+        assert in_table(column) == set()
+    for check in (*checks, *damage_checks):
+        assert f"\n| {check.name} |" in CONFORMANCE
+
+
+def in_table(column: str) -> set[str]:
+    """The checks that fail in a column of the table of docs/conformance.md."""
+    rows = [row.split(" | ") for row in re.findall(r"^\| (.+) \|$", CONFORMANCE, re.MULTILINE)]
+    place = rows[0].index(column)
+    return {row[0] for row in rows if len(row) > place and row[place] == "fails"}
 
 
 def test_every_setting_is_in_the_example_and_no_other() -> None:

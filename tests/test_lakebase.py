@@ -139,6 +139,7 @@ def test_a_place_is_named_in_one_way(names: dict[str, str]) -> None:
         (LakebasePlace(project="my-project", branch="production"), HOST, ENDPOINT),
         (LakebasePlace(branch=BRANCH), HOST, ENDPOINT),
     ],
+    ids=range(8),
 )
 async def test_each_way_to_name_it_leads_there(
     lakebase: LakebaseStandIn, place: LakebasePlace, host: str, name: str
@@ -300,7 +301,10 @@ async def test_one_errand_for_all(lakebase: LakebaseStandIn) -> None:
 
 
 async def test_the_event_loop_never_waits(lakebase: LakebaseStandIn) -> None:
-    """While a token takes two seconds, other tasks go on."""
+    """While a token takes two seconds, other tasks go on.
+
+    The best of three counts: a machine that is busy holds them up too, but not each time.
+    """
     lakebase.credential_delay = 2.0
     longest = 0.0
 
@@ -311,9 +315,13 @@ async def test_the_event_loop_never_waits(lakebase: LakebaseStandIn) -> None:
             await asyncio.sleep(0.005)
             longest = max(longest, time.perf_counter() - began - 0.005)
 
-    ticking = asyncio.create_task(tick())
-    await Lakebase(PROVISIONED).login()
-    ticking.cancel()
+    for _ in range(3):
+        longest = 0.0
+        ticking = asyncio.create_task(tick())
+        await Lakebase(PROVISIONED).login()
+        ticking.cancel()
+        if longest < 0.05:
+            break
     assert longest < 0.05
 
 

@@ -407,19 +407,20 @@ def test_reading_above_is_not_disturbed(page: Page, running_app: RunningApp) -> 
     expect(jump).to_be_hidden()
 
 
-def test_the_page_finds_out_how_a_run_ended_when_its_server_stopped(
+def test_the_page_goes_on_with_a_run_whose_server_stopped(
     page: Page, running_app: RunningApp
 ) -> None:
-    """It asks until the server is back, and shows what was said and that it was cut."""
+    """It asks until the server is back, and what is said anew takes the place of what was cut."""
     send(page, "hold")
     expect(page.locator(".text")).to_have_text("Holding")
     running_app.stop()
     expect(page.locator("#notice")).to_have_text("Connection lost. Trying again…")
+    running_app.model.go_on.set()
     running_app.start()
     expect(page.get_by_role("button", name="Send message")).to_be_visible(timeout=20_000)
     expect(page.locator("#notice")).to_be_empty()
     expect(page.locator(".bubble")).to_have_text("hold")
-    expect(page.locator(".text")).to_have_text("Holding")
+    expect(page.locator(".text")).to_have_text("Holding no more.")
 
 
 def test_a_long_open_block_arrives_whole(page: Page) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from agents import Agent, Runner
-from agents.testing import ScriptedModel, assistant_message
+from agents import Agent, RunConfig, Runner
+from agents.testing import ScriptedModel, assistant_message, function_call
 
+from agent_server.agent import get_current_time
 from tests.backends import Lakebase, Postgres, new_postgres, transaction_pooler
 from tests.client import ask, client_of, contents, follow, post, text_of_response
 from tests.conftest import RunningApp, environment
@@ -27,6 +28,8 @@ from threadkeep.errors import (
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import grants
 from threadkeep.postgres_server import UrlServer
+from threadkeep.run_request import Limits, RunRequest
+from threadkeep.runs import Runs
 from threadkeep.settings import DatabaseSettings
 
 
@@ -75,19 +78,44 @@ async def test_round_trips(proxy: PostgresProxy, length: int) -> None:
         assert len(await session.get_items()) == length + 6
 
 
-def test_round_trips_of_a_turn_over_http(proxy: PostgresProxy) -> None:
-    """Begin, append, finish; a pooled connection costs none."""
-    app = RunningApp(environment(proxy.url))
-    with client_of(app.url) as client:
-        for _ in range(12):  # every connection of the pool may have to prepare each statement
-            ask(client, "say hello", "s")
-        counts = []
-        for _ in range(5):
-            before = proxy.round_trips
-            ask(client, "say hello", "s")
-            counts.append(proxy.round_trips - before)
-    app.stop()
-    assert min(counts) <= 3
+@pytest.mark.parametrize("length", [10, 10_000])
+@pytest.mark.parametrize(("calls", "most"), [(0, 3), (1, 5), (3, 5)])
+async def test_round_trips_of_a_run(
+    proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch, calls: int, most: int, length: int
+) -> None:
+    """Admit, journal the answer, finish: 3; for a step of tools the intents, and the outcomes.
+
+    Events are stored by the clock as well, in runs that take longer.
+    """
+    monkeypatch.setattr("threadkeep.run_log.FLUSH_SECONDS", 60)
+    database = connect(proxy.url)
+    await Session("s", database=database).add_items([user(str(n)) for n in range(length)])
+    step = [function_call("get_current_time", {}, call_id=f"call_{n}") for n in range(calls)]
+    answer: list[Any] = [[assistant_message("ok")]]
+    model = ScriptedModel(([step, *answer] if calls else answer) * 17)
+    agent = Agent(name="a", model=model, tools=[get_current_time])
+    request = RunRequest(
+        session_id="s",
+        owner="",
+        items=[user("hello")],
+        make_agent=lambda: agent,
+        context=None,
+        run_config=RunConfig(tracing_disabled=True),
+        model="scripted",
+    )
+    runs = Runs(database, Limits(60), lambda *_: request)
+
+    async def count() -> int:
+        before = proxy.round_trips
+        run = runs.start(request)
+        await run.wait()
+        assert run.status == "completed"
+        return proxy.round_trips - before
+
+    for _ in range(12):  # every connection of the pool may have to prepare each statement
+        await count()
+    assert min([await count() for _ in range(5)]) == most
+    await database.close()
 
 
 @pytest.mark.parametrize("lose_every", [2, 3])

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import httpx2 as httpx
 import pytest
 
-from tests.backends import Backend, SQLite
+from tests.backends import Backend
 from tests.client import ask, client_of, contents, follow, session_of, text_of_response
 from tests.conftest import RunningApp, environment
+from tests.workshop import silence
 
 
 @pytest.fixture
@@ -37,15 +38,6 @@ def until_it_speaks(client: httpx.Client, response_id: str) -> None:
     for event in follow(client, response_id):
         if event["type"] == "response.output_text.delta":
             return
-
-
-def silence(backend: Backend, run_id: str) -> None:
-    """Makes a run look as if its process had died long ago, until it gives a sign of life again."""
-    long_ago = "0" if isinstance(backend, SQLite) else "'2000-01-01'"
-    backend.execute(f"UPDATE threadkeep.runs SET alive_at = {long_ago} WHERE run_id = '{run_id}'")
-    backend.execute(
-        f"UPDATE threadkeep.sessions SET run_alive_at = {long_ago} WHERE run_id = '{run_id}'"
-    )
 
 
 def test_a_run_is_polled_followed_and_stopped_from_elsewhere(
@@ -93,31 +85,30 @@ def test_what_is_deleted_elsewhere_stays_deleted(here: httpx.Client, there: http
 def test_a_run_that_was_taken_for_dead_writes_nothing_more(
     apps: tuple[RunningApp, RunningApp], here: httpx.Client, there: httpx.Client, backend: Backend
 ) -> None:
-    """Another took its session over; what it says afterwards is refused."""
+    """Another process goes on with it, under the same id; its followers hear of nothing else."""
     run = ask(here, "linger mine", "s", background=True)
     until_it_speaks(here, run["id"])
-    taken = ask(there, "say yours", "s", background=True)
-    while there.get(f"/responses/{taken['id']}").json()["status"] == "queued":
+    while not apps[1].model.inputs:
         silence(backend, run["id"])  # again and again: it does give signs of life
-    *_, last = follow(there, taken["id"])
-    assert text_of_response(last["response"]) == "yours"
     apps[0].model.go_on.set()
-    *_, last = follow(here, run["id"])
-    assert last["response"]["status"] != "completed"
-    assert contents(there, "s") == ["linger mine", "say yours", "yours"]
+    apps[1].model.go_on.set()
+    told = list(follow(here, run["id"]))
+    assert told == list(follow(there, run["id"]))
+    assert "threadkeep.resumed" in [event["type"] for event in told]
+    assert told[-1]["response"]["status"] == "completed"
+    assert text_of_response(told[-1]["response"]) == "mine"
+    assert contents(there, "s") == ["linger mine", "mine"]
 
 
-def test_a_run_whose_process_died_is_ended_by_who_looks(backend: Backend) -> None:
-    """With a last event that says so; its session is free."""
-    dying, other = RunningApp(environment(backend)), RunningApp(environment(backend))
-    with client_of(dying.url) as here, client_of(other.url) as there:
-        run = ask(here, "hold", "s", background=True)
-        until_it_speaks(here, run["id"])
-        while there.get(f"/responses/{run['id']}").json()["status"] == "in_progress":
-            silence(backend, run["id"])
-        *_, last = follow(there, run["id"])
-        assert last["type"] == "response.failed"
-        assert last["response"]["error"]["code"] == "server_stopped"
-        assert there.get("/sessions/s").json()["active_response_id"] is None
-    dying.stop()
-    other.stop()
+def test_a_run_that_can_not_be_made_again_fails(
+    apps: tuple[RunningApp, RunningApp], here: httpx.Client, there: httpx.Client, backend: Backend
+) -> None:
+    """A request of a release that nobody knows any more; its session is free."""
+    run = ask(here, "hold", "s", background=True)
+    until_it_speaks(here, run["id"])
+    backend.execute("UPDATE threadkeep.runs SET request = '[]'")
+    while there.get(f"/responses/{run['id']}").json()["status"] == "in_progress":
+        silence(backend, run["id"])
+    *_, last = follow(there, run["id"])
+    assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "agent_error")
+    assert there.get("/sessions/s").status_code == 404

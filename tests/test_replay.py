@@ -22,8 +22,9 @@ from agents.retry import ModelRetrySettings
 from agents.testing import ModelStep as Told
 from agents.testing import ScriptedModel, assistant_message, function_call
 
+from threadkeep.journal import ModelStep, ToolStep
 from threadkeep.replay import InDoubtError, NotDeterministicError, idempotent, journaling, tool_key
-from threadkeep.replay_tools import ModelStep, ToolResult, ToolStep, decode_outcome, encode_result
+from threadkeep.replay_tools import ToolResult, decode_outcome, encode_result
 
 MCP_SERVER = """
 import sys

@@ -46,14 +46,15 @@ def test_many_are_forgotten_in_batches(backend: Backend) -> None:
     async def fill() -> int:
         await database.open()
         columns = (
-            "run_id, session_id, owner, request_hash, status, alive_at, created_at, finished_at"
+            "run_id, session_id, owner, request_hash, journal_id, status, alive_at, created_at, "
+            "finished_at"
         )
         series = (
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
             f"WHERE i < {2 * BATCH + 1}) "
         )
         then = "1" if isinstance(backend, SQLite) else "'2020-01-01'::timestamptz"
-        rows = f"SELECT 'r' || i, 's', '', '', 'completed', {then}, {then}, {then} FROM n"
+        rows = f"SELECT 'r' || i, 's', '', '', '', 'completed', {then}, {then}, {then} FROM n"
         if isinstance(backend, SQLite):
             backend.execute(f"{series} INSERT INTO runs ({columns}) {rows}")
         else:

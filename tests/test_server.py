@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import httpx2 as httpx
 import pytest
+from agents import Agent
 
 from tests.backends import Backend
 from tests.client import (
@@ -23,6 +24,7 @@ from tests.client import (
     text_of_response,
 )
 from tests.conftest import RunningApp, run_app
+from threadkeep.server.run_requests import RunRequests
 
 
 @pytest.fixture
@@ -319,7 +321,9 @@ def test_a_failed_turn_is_taken_back(client: httpx.Client) -> None:
 def test_a_turn_stays_once_a_tool_has_run(client: httpx.Client) -> None:
     """What was paid for is not forgotten, and no call is left without its output."""
     assert post(client, "time and fail", "s").status_code == 502
-    assert contents(client, "s") == ["time and fail", "function_call", "function_call_output"]
+    *kept, note = contents(client, "s")
+    assert kept == ["time and fail", "function_call", "function_call_output"]
+    assert "can't be reached" in note
     assert text_of_response(ask(client, "say on", "s")) == "on"
 
 
@@ -362,16 +366,21 @@ def test_with_store_false_nothing_is_kept(client: httpx.Client) -> None:
     assert client.get("/sessions/never").status_code == 404
 
 
-def test_a_restart_in_mid_answer_tells_so(client: httpx.Client, running_app: RunningApp) -> None:
-    """What was said stays, the run has failed, and the session takes the next turn."""
+def test_an_answer_goes_on_after_a_restart(client: httpx.Client, running_app: RunningApp) -> None:
+    """It keeps its id; who follows is told where it goes on, and what was said in vain."""
     reply = ask(client, "hold", background=True)
     for event in follow(client, reply["id"]):
         if event["type"] == "response.output_text.delta":
             break
     running_app.restart()
-    after = client.get(f"/responses/{reply['id']}").json()
-    assert (after["status"], after["error"]["code"]) == ("failed", "server_stopped")
-    assert contents(client, session_of(reply)) == ["hold", "Holding "]
+    running_app.model.go_on.set()
+    events = list(follow(client, reply["id"]))
+    kinds = [event["type"] for event in events]
+    assert kinds.count("response.created") == kinds.count("threadkeep.resumed") == 1
+    resumed = events[kinds.index("threadkeep.resumed")]
+    assert (resumed["voided"], kinds[-1]) == ([0], "response.completed")
+    assert text_of_response(events[-1]["response"]) == "Holding no more."
+    assert contents(client, session_of(reply)) == ["hold", "Holding no more."]
     assert text_of_response(ask(client, "say on", session_of(reply))) == "on"
 
 
@@ -379,7 +388,14 @@ def test_user_code_that_gives_no_session_id_is_told(
     running_app: RunningApp, client: httpx.Client
 ) -> None:
     """It is not the client's fault, and the function is named."""
-    running_app.app.state.get_session_id = lambda request: None
+    state = running_app.app.state
+    state.run_requests = RunRequests(
+        lambda context: Agent(name="A"),
+        lambda request: cast(str, None),
+        state.models,
+        "",
+        "enqueue",
+    )
     reply = post(client, "hi", metadata={"a": "b"})
     assert reply.status_code == 500
     assert "get_session_id" in reply.json()["error"]["message"]

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from agents import Agent, RunConfig, Runner, SessionSettings
+from agents import Agent, RunConfig, RunContextWrapper, Runner, SessionSettings
 from agents.testing import ScriptedModel, assistant_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,6 +132,29 @@ async def test_what_is_returned_may_be_changed(database: Database) -> None:
     first.clear()
     second: Any = await session.get_items()
     assert second[0]["content"][0]["text"] == "a"
+
+
+async def test_a_run_gets_no_tool_output_whose_call_is_gone(database: Database) -> None:
+    """No model takes one, so every turn to come would fail. All others read what is stored."""
+    session = Session("s", database=database)
+    call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+    stored: list[Any] = [
+        {"type": "function_call_output", "call_id": "1", "output": "before its call"},
+        call,
+        {"type": "function_call_output", "call_id": "1", "output": "of the call"},
+        {"type": "custom_tool_call_output", "call_id": "1", "output": "of a call of another kind"},
+        user("a"),
+    ]
+    await session.add_items(stored)
+    wrapper: Any = RunContextWrapper(context=None)
+    assert await session.get_items() == stored
+    assert await session.get_items(wrapper=wrapper) == [call, stored[2], user("a")]
+    assert await session.get_items(limit=3, wrapper=wrapper) == stored[2:]
+    model = ScriptedModel([[assistant_message("ok")]])
+    config = RunConfig(tracing_disabled=True)
+    await Runner.run(Agent(name="a", model=model), "b", session=session, run_config=config)
+    assert model.last_call is not None
+    assert model.last_call.input == [call, stored[2], user("a"), user("b")]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from threadkeep.migrate import load_migrations
 SQLITE, POSTGRES = load_statements("sqlite"), load_statements("postgres")
 
 
-OF_THE_DRIVER = {"call_id", "retried"}
-"""Given by the Postgres driver itself, to statements that it may have to make again."""
+OF_THE_DRIVER = {"call_id", "retried", "channel"}
+"""Given by the Postgres driver itself: for statements that may be made again, and for signals."""
 
 
 def parameters(text: str) -> set[str]:

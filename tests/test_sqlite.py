@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,31 @@ async def test_deleted_items_are_wiped_from_the_file(tmp_path: Path) -> None:
         await session.add_items([{"role": "user", "content": "hi"}])
     left = (tmp_path / "a.db").read_bytes()
     assert b"8264" not in left
+
+
+async def test_a_run_and_its_session_are_claimed_together(tmp_path: Path) -> None:
+    """Also where time goes on between the parts of the statement: here it jumps about."""
+    database = connect(f"sqlite:///{tmp_path}/claims.db")
+    await database.open()
+    with closing(sqlite3.connect(tmp_path / "claims.db", isolation_level=None)) as raw:
+        raw.execute("DROP VIEW clock")
+        raw.execute("CREATE VIEW clock AS SELECT 1000 + abs(random()) % 100 AS now")
+        raw.execute(
+            "INSERT INTO sessions (session_id, owner, epoch, run_id, run_attempt, created_at, "
+            "updated_at) VALUES ('s', '', 1, 'r', 1, 0, 0)"
+        )
+        raw.execute(
+            "INSERT INTO runs (run_id, session_id, owner, status, request_hash, request, "
+            "journal_id, alive_at, created_at) "
+            "VALUES ('r', 's', '', 'in_progress', '', '{}', 'r', 0, 0)"
+        )
+        claims = 0
+        for _ in range(100):
+            raw.execute("UPDATE runs SET alive_at = 950")
+            rows = await database.call("claim_lost_run", stale_after=100, own=[])
+            if rows:
+                claims += 1
+                attempt = raw.execute("SELECT run_attempt FROM sessions").fetchone()[0]
+                assert attempt == rows[0]["attempt"]
+        assert 0 < claims < 100
+    await database.close()

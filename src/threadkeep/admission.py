@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 from agents import TResponseInputItem
 from uuid_utils import uuid7
 
-from threadkeep.database import Database
-from threadkeep.errors import SessionNotFoundError
+from threadkeep.database import Database, Row
+from threadkeep.errors import (
+    QueueFullError,
+    RunLostError,
+    SessionNotFoundError,
+    TurnGoneError,
+)
 from threadkeep.history import (
     Position,
     absorb,
     cache_of,
     encode_items,
+    new_epoch,
     read_history,
 )
-from threadkeep.session import new_epoch, title_of
+from threadkeep.stored_runs import Steps, read_steps
+from threadkeep.titles import title_of
 from threadkeep.turn import has_whole_view, plan_turn
-
-LOST_AFTER_MS = 10_000
-"""A run without a sign of life for so long has lost its process, in milliseconds."""
-
-BUSY_POLL_SECONDS = 0.1
-"""How often a run asks whether another process has given its session free."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,55 @@ class Admitted:
     Args:
         base: The items before it.
         input: The items of the request that were new.
-        position: Where the session stood with the input stored.
+        position: Where the session stood when it had begun.
+        base_seq: The seq of the last item before it.
+        input_hash: Of the input as it is stored.
         made: Whether the session is new.
         fork_id: Where the branch lies that was cut off for this turn; '' when none was.
+        journal_id: The run whose steps it goes on from; '' when it begins.
+        steps: What is stored of them.
     """
 
     base: list[TResponseInputItem]
     input: list[TResponseInputItem]
     position: Position
+    base_seq: int = 0
+    input_hash: str = ""
     made: bool = False
     fork_id: str = ""
+    journal_id: str = ""
+    steps: Steps = field(default_factory=Steps)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A run that wants into a session.
+
+    Args:
+        run_id: The run.
+        session_id: The conversation; made when it is new.
+        owner: Whose it is; '' is nobody's.
+        attempt: The how manieth process works on it, from 1.
+        request: What it takes to make the run again, as JSON; None: nobody else can.
+        request_hash: Of all that the client has sent.
+        idempotency_key: Of the request, if it has one.
+        created: The first event of the run, as JSON; '' for none.
+        waits: Whether it is stored as one that waits, and must be found so.
+    """
+
+    run_id: str
+    session_id: str
+    owner: str
+    attempt: int
+    request: str | None
+    request_hash: str
+    idempotency_key: str | None
+    created: str
+    waits: bool
+
+
+OnBusy = Callable[[str | None], Awaitable[None]]
+"""Called each time that a session can't be had, with the run that has it, where that is known."""
 
 
 async def look(
@@ -62,31 +102,47 @@ async def look(
     return Admitted(stored[: plan.keep], plan.new, history.position)
 
 
+async def queue(database: Database, entrant: Entrant, limit: int) -> None:
+    """Stores a run that waits for its session, so that other processes know of it.
+
+    Raises:
+        SessionNotFoundError: The session is another owner's; nothing was written.
+        QueueFullError: So many wait already; nothing was written.
+        DuplicateError: There is a run with this key already; nothing was written.
+    """
+    rows = await database.call(
+        "queue_run",
+        run_id=entrant.run_id,
+        session_id=entrant.session_id,
+        owner=entrant.owner,
+        idempotency_key=entrant.idempotency_key,
+        request_hash=entrant.request_hash,
+        request=entrant.request,
+        created=entrant.created,
+        limit=limit,
+    )
+    if not rows:
+        raise SessionNotFoundError
+    if not rows[0]["stored"]:
+        raise QueueFullError(limit)
+
+
 async def admit(
     database: Database,
-    session_id: str,
-    owner: str,
-    run_id: str,
+    entrant: Entrant,
     items: Sequence[TResponseInputItem],
-    *,
-    idempotency_key: str | None,
-    request_hash: str,
-    created: str,
-    on_busy: Callable[[], Awaitable[None]],
+    on_busy: OnBusy,
 ) -> Admitted:
     """Stores the input of a turn and takes its session; waits while another run has it.
 
+    The input of a turn that had failed on its way is not stored again: that turn is gone on with.
+
     Args:
         database: Where the session lies.
-        session_id: The conversation; made when it is new.
-        owner: Whose it is; '' is nobody's.
-        run_id: The run that the items belong to.
+        entrant: The run that the items belong to.
         items: The request. Where it tells another conversation than the one stored, the old one is
             kept as a fork.
-        idempotency_key: Of the request, if it has one.
-        request_hash: Of all that the client has sent.
-        created: The first event of the run, as JSON.
-        on_busy: Called each time that another process has the session.
+        on_busy: Waits, or raises.
 
     Raises:
         SessionNotFoundError: The session is another owner's; nothing was written.
@@ -94,54 +150,131 @@ async def admit(
         DuplicateError: There is a run with this key already; nothing was written.
     """
     while True:
-        room = await _make_room(database, session_id, owner, items)
+        room = await _make_room(database, entrant, items)
+        if isinstance(room, Admitted):
+            return room
+        holder = None
         if room is not None:
-            run = {
-                "run_id": run_id,
-                "idempotency_key": idempotency_key,
-                "request_hash": request_hash,
-                "created": created,
-            }
-            begun = await _begin(database, session_id, owner, run, *room)
-            if begun is not None:
+            begun = await _begin(database, entrant, *room)
+            if isinstance(begun, Admitted):
                 return begun
-        await on_busy()
-        await asyncio.sleep(BUSY_POLL_SECONDS)
+            holder = begun["busy_run_id"]
+            if begun["open_run_id"]:
+                resumed = await resume(database, entrant, begun["open_run_id"])
+                if resumed is not None:
+                    return resumed
+        await on_busy(holder)
+        entrant = replace(entrant, waits=True)
+
+
+async def go_on(
+    database: Database, entrant: Entrant, open_run_id: str, on_busy: OnBusy
+) -> Admitted:
+    """Takes up the turn of a run that has ended, as soon as the session can be had.
+
+    Raises:
+        TurnGoneError: The session has gone on; nothing was written.
+    """
+    while True:
+        resumed = await resume(database, entrant, open_run_id)
+        if resumed is not None:
+            return resumed
+        rows = await database.call(
+            "get_session", session_id=entrant.session_id, owner=entrant.owner
+        )
+        if not rows or rows[0]["open_run_id"] != open_run_id:
+            raise TurnGoneError
+        await on_busy(rows[0]["run_id"])
+        entrant = replace(entrant, waits=True)
+
+
+async def resume(database: Database, entrant: Entrant, open_run_id: str) -> Admitted | None:
+    """Takes up the turn of a run that has ended; None when the session can't be had."""
+    rows = await database.call(
+        "resume_turn", **asdict(entrant), open_run_id=open_run_id, new_epoch=new_epoch()
+    )
+    if not rows:
+        return None
+    return await readmit(database, entrant.session_id, entrant.owner, rows[0])
+
+
+async def readmit(database: Database, session_id: str, owner: str, run: Row) -> Admitted:
+    """A turn that had begun before, as it stands.
+
+    Args:
+        run: Its `journal_id`, `base_seq`, `input_count`, `fork_id` and `made`.
+
+    Raises:
+        RunLostError: Its input is not there any more.
+    """
+    steps = await read_steps(database, run["journal_id"])
+    history = await read_history(database, session_id, owner)
+    base_seq, end = run["base_seq"], run["base_seq"] + run["input_count"]
+    if history.position.seq < end:
+        raise RunLostError
+    items = history.between(base_seq, end)
+    return Admitted(
+        history.between(0, base_seq),
+        items,
+        history.position,
+        base_seq,
+        _input_hash(encode_items(items, "input")),
+        bool(run["made"]),
+        run["fork_id"],
+        run["journal_id"],
+        steps,
+    )
 
 
 async def take_back(
-    database: Database, session_id: str, owner: str, run_id: str, admitted: Admitted
-) -> None:
-    """Undoes what admitted a turn, unless something was stored behind it or the run was lost."""
-    await database.call(
+    database: Database,
+    session_id: str,
+    owner: str,
+    run_id: str,
+    attempt: int,
+    admitted: Admitted,
+    position: Position,
+) -> bool:
+    """Undoes a turn, unless something was stored behind `position` or the run was lost.
+
+    Returns:
+        Whether it was undone.
+    """
+    rows = await database.call(
         "take_back_turn",
         session_id=session_id,
         owner=owner,
         run_id=run_id,
-        epoch=admitted.position.epoch,
-        seq=admitted.position.seq,
-        keep=admitted.position.seq - len(admitted.input),
+        attempt=attempt,
+        epoch=position.epoch,
+        seq=position.seq,
+        keep=admitted.base_seq,
         fork_id=admitted.fork_id,
         made=int(admitted.made),
         new_epoch=new_epoch(),
     )
+    return bool(rows)
 
 
 async def _make_room(
-    database: Database, session_id: str, owner: str, items: Sequence[TResponseInputItem]
-) -> tuple[list[TResponseInputItem], str] | None:
+    database: Database, entrant: Entrant, items: Sequence[TResponseInputItem]
+) -> tuple[list[TResponseInputItem], str] | Admitted | None:
     """Cuts the session back to where a whole view of it differs.
 
     Returns:
-        The items that are new, and the id of the fork that keeps what was cut, or ''. None when the
-        session was changed meanwhile, or a run has it.
+        The items that are new, and the id of the fork that keeps what was cut, or ''; or the turn
+        that they take up. None when the session was changed meanwhile, or a run has it.
     """
     if not has_whole_view(items):
         return list(items), ""
+    session_id, owner = entrant.session_id, entrant.owner
     history = await read_history(database, session_id, owner)
     plan = plan_turn(history.items(), items)
     if plan.keep == history.count:
         return plan.new, ""
+    resumed = await _take_up(database, entrant, plan.new)
+    if resumed is not None:
+        return resumed
     fork_id = str(uuid7())
     rows = await database.call(
         "branch_session",
@@ -153,37 +286,44 @@ async def _make_room(
         fork_id=fork_id,
         fork_epoch=new_epoch(),
         new_epoch=new_epoch(),
-        stale_after=LOST_AFTER_MS,
     )
     return (plan.new, fork_id) if rows else None
 
 
-async def _begin(
-    database: Database,
-    session_id: str,
-    owner: str,
-    run: dict[str, str | None],
-    new: list[TResponseInputItem],
-    fork_id: str,
+async def _take_up(
+    database: Database, entrant: Entrant, new: list[TResponseInputItem]
 ) -> Admitted | None:
-    """Stores the input and takes the session; None when another run has it."""
+    """Takes up the turn that had failed on its way, where the new items are its input."""
+    rows = await database.call("get_session", session_id=entrant.session_id, owner=entrant.owner)
+    if not rows or not rows[0]["open_run_id"]:
+        return None
+    if rows[0]["open_hash"] != _input_hash(encode_items(new, "input")):
+        return None
+    return await resume(database, entrant, rows[0]["open_run_id"])
+
+
+async def _begin(
+    database: Database, entrant: Entrant, new: list[TResponseInputItem], fork_id: str
+) -> Admitted | Row:
+    """Stores the input and takes the session; else tells why not."""
+    session_id, owner = entrant.session_id, entrant.owner
     known = cache_of(database).get(session_id, owner)
-    first_epoch = new_epoch()
+    first_epoch, encoded = new_epoch(), encode_items(new, "input")
+    digest = _input_hash(encoded)
     rows = await database.call(
         "begin_turn",
-        session_id=session_id,
-        owner=owner,
-        **run,
-        items=encode_items(new, "input"),
+        **asdict(entrant),
+        items=encoded,
+        input_hash=digest,
         title=title_of(new),
+        fork_id=fork_id,
         **asdict(known.position),
         new_epoch=first_epoch,
-        stale_after=LOST_AFTER_MS,
     )
     if not rows[0]["owned"]:
         raise SessionNotFoundError
     if rows[0]["busy"]:
-        return None
+        return rows[0]
     head, base = rows[0]["head"], rows[0]["base"]
     if head is not None and len(rows) == head - base:
         history = absorb(database, session_id, owner, known, rows)
@@ -191,6 +331,15 @@ async def _begin(
         # The statement waited for another append, and could not see what that had stored; or it
         # was made again, and had been done before.
         history = await read_history(database, session_id, owner)
-    stored = history.items()
+    if head is None:
+        run = (await database.call("get_run", run_id=entrant.run_id, owner=owner))[0]
+        base_seq: int = run["base_seq"]
+    else:
+        base_seq = head - len(new)
     made = history.position.epoch == first_epoch
-    return Admitted(stored[: len(stored) - len(new)], new, history.position, made, fork_id)
+    before = history.between(0, base_seq)
+    return Admitted(before, new, history.position, base_seq, digest, made, fork_id)
+
+
+def _input_hash(encoded: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(encoded).encode()).hexdigest()

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from threadkeep.database import Row, load_statements
 from threadkeep.errors import DatabasePermissionError, InvalidInputError, NotFoundError
-from threadkeep.history import check_id, decode_item
+from threadkeep.history import check_id, decode_item, new_epoch
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import quoted
-from threadkeep.session import new_epoch, title_of
+from threadkeep.titles import title_of
 
 _PAGE = 200
 _STATEMENTS = load_statements("databricks")

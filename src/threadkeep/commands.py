@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
@@ -19,7 +20,12 @@ from urllib.parse import unquote, urlsplit
 import click
 
 from threadkeep.connect import connect, connect_postgres
-from threadkeep.errors import DatabasePermissionError, NotFoundError, ThreadkeepError
+from threadkeep.errors import (
+    DatabasePermissionError,
+    DatabaseUnavailableError,
+    NotFoundError,
+    ThreadkeepError,
+)
 from threadkeep.migrate import RELEASE
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import grants
@@ -215,3 +221,46 @@ async def import_sessions(
         more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         click.echo(f"Different here, and left alone: {', '.join(different[:_SHOWN])}{more}")
     return 0
+
+
+@main.group(short_help="Look after what is stored.")
+def sessions() -> None:
+    """Look after the conversations that are stored."""
+
+
+@sessions.command("doctor", short_help="Find broken sessions, and repair them.")
+@click.argument("session_id", required=False)
+@click.option("--repair", is_flag=True, help="Repair them; each is kept as it was, as a fork.")
+@_command
+async def examine_sessions(session_id: str | None, repair: bool) -> int:
+    """Say what is broken in all sessions, or in SESSION_ID; change nothing without --repair.
+
+    Exit code 1 when something is broken, and was not repaired.
+    """
+    from threadkeep.session_doctor import examine, silent_runs
+
+    database = connect()
+    counts: Counter[str] = Counter()
+    try:
+        if await database.pending():
+            raise DatabaseUnavailableError(
+                "The database is not up to date. Run first: threadkeep migrate"
+            )
+        async for checkup in examine(database, session_id, repair=repair):
+            counts[checkup.outcome] += 1
+            for trouble in checkup.troubles:
+                click.echo(f"{checkup.session_id}: {trouble}")
+            if checkup.fork_id:
+                click.echo(f"{checkup.session_id}: repaired; the original is {checkup.fork_id}")
+        async for run in silent_runs(database, session_id):
+            click.echo(
+                f"{run.session_id}: run {run.run_id} is {run.status}, and gave no sign of life "
+                f"for {run.seconds} s; it is ended when somebody asks for it"
+            )
+    finally:
+        await database.close()
+    click.echo(
+        f"{counts['sound']} sound, {counts['broken']} broken, {counts['repaired']} repaired, "
+        f"{counts['busy']} at work and left alone"
+    )
+    return 1 if counts["broken"] else 0

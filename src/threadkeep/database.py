@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -19,6 +20,27 @@ Value = str | int | None | Sequence[str]
 """What a parameter may be; a sequence of strings is an array to the statement."""
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+
+
+class Signal(Protocol):
+    """What one listener hears of a topic. It belongs to the event loop that it was made in."""
+
+    async def wait(self, seconds: float) -> bool:
+        """Waits until the topic was signalled: since the last wait, or else since it was made.
+
+        It is a hint to look, and no more than that: several signals are one, and some come without
+        reason. While nothing can be heard it waits for its time, so keep that bearable.
+
+        Args:
+            seconds: How long to wait at most.
+
+        Returns:
+            True as soon as it was signalled, False when the time is over.
+
+        Raises:
+            ClosedError: The database was closed.
+        """
+        ...
 
 
 class Database(Protocol):
@@ -41,6 +63,23 @@ class Database(Protocol):
 
         Raises:
             DatabaseError: The database refused; nothing was changed.
+        """
+        ...
+
+    def signals(self, topic: str) -> AbstractAsyncContextManager[Signal]:
+        """Hears of changes, made by whichever process, that statements tell of under a topic.
+
+        Whoever has entered, then looks, and waits before each further look, misses nothing: what
+        was told while nobody could hear it, as before the first connection was there or after one
+        was lost, is signalled once it can be heard again.
+
+        Postgres: a statement tells by `pg_notify(:channel, topic)`. SQLite: by any change.
+
+        Args:
+            topic: Of less than 8000 bytes. Everybody whom the database lets in can listen to it.
+
+        Raises:
+            ClosedError: The database was closed; raised on entering.
         """
         ...
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from agents import RunContextWrapper, TResponseInputItem
 
@@ -107,11 +109,11 @@ class AsyncDatabricksSession(Session):
     ) -> list[TResponseInputItem]:
         """As `Session.get_items`."""
         touched = self._touched
-        items = await super().get_items(limit)
+        items = await super().get_items(limit, wrapper=wrapper)
         if items or touched or self._limit(limit) == 0:
             self._touched = touched or bool(items)
             return items
-        return await super().get_items(limit) if await self._touch() else items
+        return await super().get_items(limit, wrapper=wrapper) if await self._touch() else items
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
@@ -131,6 +133,13 @@ class AsyncDatabricksSession(Session):
         """As `Session.clear_session`. The original's history is not adopted again."""
         await self._touch()
         await super().clear_session()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Self]:
+        """As `Session.turn`."""
+        await self._touch()
+        async with super().turn():
+            yield self
 
     async def close(self) -> None:
         """Closes a pool of its own; a shared one stays, as the next request needs it."""

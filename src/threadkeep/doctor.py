@@ -33,7 +33,6 @@ from threadkeep.lakebase import Lakebase
 from threadkeep.lakebase_place import LakebasePlace
 from threadkeep.models import Models
 from threadkeep.postgres import PostgresDatabase
-from threadkeep.server import AgentContext, ResponsesRequest
 from threadkeep.server.identity import check_exposure
 from threadkeep.settings import Settings
 from threadkeep.workspace import GRANT
@@ -181,9 +180,7 @@ def _look_at_agent() -> tuple[Finding, FastAPI | None]:
         return Finding("agent", "skipped", "there is no agent_server/ in this folder"), None
     try:
         app: FastAPI = importlib.import_module("agent_server.start_server").app()
-        request = ResponsesRequest(input=PROMPT)
-        context = AgentContext(app.state.get_session_id(request), None, request)
-        agent: object = app.state.create_agent(context)
+        agent: object = app.state.first_agent()
     except ThreadkeepError as error:
         return Finding("agent", "failed", str(error)), None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever their code raises
@@ -227,7 +224,8 @@ async def _ask(models: Models) -> Finding:
 
 async def _turn(app: FastAPI, models: Models) -> Finding:
     """One turn of the app, over HTTP, in a session that is deleted afterwards."""
-    app.state.models = models  # which is loaded, and says nothing of it
+    # Which is loaded, and says nothing of it.
+    app.state.models = app.state.run_requests.models = models
     try:
         async with _serving(app) as url, _client(url) as client:
             await _make_turn(client)

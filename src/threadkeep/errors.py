@@ -48,6 +48,15 @@ class ResponseNotFoundError(NotFoundError):
         )
 
 
+class ApprovalNotFoundError(NotFoundError):
+    """There is no such approval of this owner. It never was, or was deleted with its session."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No such approval of this owner. It never was, or was deleted with its session."
+        )
+
+
 class ConflictError(ThreadkeepError):
     """Somebody else changed the same thing first. Read it again, then decide."""
 
@@ -67,6 +76,64 @@ class RunLostError(ConflictError):
     def __init__(self) -> None:
         super().__init__(
             "The session was deleted or taken over while this answer was being made. Ask again."
+        )
+
+
+class RunStoppedError(ThreadkeepError):
+    """The run was asked to stop. What it had said is kept, unless it was to be rolled back."""
+
+    def __init__(self) -> None:
+        super().__init__("The run was asked to stop.")
+
+
+class SessionBusyError(ConflictError):
+    """A turn of the session is at work, and this one was not to wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A turn of this session is at work. Wait for its end, or send "
+            '"concurrency": "enqueue" in custom_inputs.'
+        )
+
+
+class RollbackError(ConflictError):
+    """The turn at work has called a tool that can't be called again, so it can't be undone."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The turn at work has called a tool already, so it can't be undone. Send "
+            '"concurrency": "interrupt" to stop it and keep what it did.'
+        )
+
+
+class ApprovalDecidedError(ConflictError):
+    """The approval was decided before. A decision can't be taken back."""
+
+    def __init__(self) -> None:
+        super().__init__("This was decided before, and a decision can't be taken back.")
+
+
+class TurnGoneError(ConflictError):
+    """The turn can't be gone on with: its session has gone on, or was deleted."""
+
+    def __init__(self) -> None:
+        super().__init__("The session has gone on, so that turn can't be taken up again.")
+
+
+class QueueFullError(ThreadkeepError):
+    """Too many turns wait for this session. Send it again when some of them are done."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} turns wait for this session already. Send it again later.")
+
+
+class AttemptsError(ThreadkeepError):
+    """Every process that worked on the run ended before it was done, so it was given up."""
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__(
+            f"{attempts} processes that worked on this answer ended before it was done, so it was "
+            "given up. See in the server's log what ends them."
         )
 
 
@@ -118,3 +185,7 @@ class ClosedError(ThreadkeepError):
 
 class ModelError(ThreadkeepError):
     """The model did not answer. Nothing of the turn was kept if no tool had started."""
+
+
+class NonconformanceError(ThreadkeepError, AssertionError):
+    """A Session does not do what a check of `threadkeep.testing` claims. The message says what."""

@@ -27,9 +27,12 @@ from threadkeep.errors import (
     InvalidInputError,
     ModelError,
     NotFoundError,
+    QueueFullError,
     RunTimeoutError,
+    SessionBusyError,
     ThreadkeepError,
 )
+from threadkeep.replay import NotDeterministicError
 
 _logger = logging.getLogger("threadkeep")
 
@@ -51,14 +54,22 @@ class Failure:
     param: str | None = None
 
 
-STOPPED = Failure(
-    503, "server_stopped", "The server stopped before the answer was done. Send it again."
-)
+def stopped(run_id: str) -> Failure:
+    """The server stops, and another process goes on with the run."""
+    return Failure(
+        503,
+        "server_stopped",
+        "The server stops before the answer is done. It is made all the same: fetch it by "
+        f"GET /responses/{run_id}",
+    )
 
 
 _STATUS = {
     "not_found": 404,
     "conflict": 409,
+    "not_deterministic": 500,
+    "queue_full": 429,
+    "session_busy": 409,
     "guardrail_tripped": 422,
     "agent_error": 500,
     "database_unavailable": 503,
@@ -91,8 +102,14 @@ def describe(error: BaseException) -> Failure:
         return Failure(status, error.code, str(error), error.param)
     if isinstance(error, NotFoundError):
         return Failure(404, "not_found", str(error))
+    if isinstance(error, SessionBusyError):
+        return Failure(409, "session_busy", str(error))
     if isinstance(error, ConflictError):
         return Failure(409, "conflict", str(error))
+    if isinstance(error, QueueFullError):
+        return Failure(429, "queue_full", str(error))
+    if isinstance(error, NotDeterministicError):
+        return Failure(500, "not_deterministic", str(error))
     if isinstance(error, DatabaseError):
         return Failure(503, "database_unavailable", str(error))
     if isinstance(error, RunTimeoutError):
@@ -102,6 +119,11 @@ def describe(error: BaseException) -> Failure:
     if isinstance(error, ThreadkeepError) and not isinstance(error, ModelError):
         return Failure(503, "unavailable", str(error))
     return _of_the_agent(error)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same turn may well succeed when it is gone on with: the fault lay outside."""
+    return isinstance(error, (openai.OpenAIError, ModelError, DatabaseError, RunTimeoutError))
 
 
 def _of_the_agent(error: BaseException) -> Failure:

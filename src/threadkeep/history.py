@@ -11,8 +11,10 @@ import json
 import logging
 import marshal
 import re
+import secrets
 import threading
 import weakref
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -136,10 +138,13 @@ class History:
     def items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """Fresh copies of the newest `limit` items, or of all, in order."""
         start = 0 if limit is None else max(0, self.count - limit)
-        return [
-            cast(TResponseInputItem, marshal.loads(blob))  # noqa: S302 - made by us, in memory
-            for blob in self.blobs[start : self.count]
-        ]
+        return _fresh(self.blobs[start : self.count])
+
+    def between(self, after: int, until: int) -> list[TResponseInputItem]:
+        """Fresh copies of the items behind seq `after`, up to `until`."""
+        start = bisect_right(self.seqs, after, hi=self.count)
+        end = bisect_right(self.seqs, until, hi=self.count)
+        return _fresh(self.blobs[start:end])
 
     def last_seq(self) -> int | None:
         """The seq of the newest readable item."""
@@ -162,6 +167,13 @@ class History:
                 seqs.append(seq)
                 size += len(blob) + _ITEM_OVERHEAD
         return History(position, blobs, seqs, len(blobs), size, tuple(damaged))
+
+
+def _fresh(blobs: Sequence[bytes]) -> list[TResponseInputItem]:
+    return [
+        cast(TResponseInputItem, marshal.loads(blob))  # noqa: S302 - made by us, in memory
+        for blob in blobs
+    ]
 
 
 class HistoryCache:
@@ -270,3 +282,8 @@ async def read_history(database: Database, session_id: str, owner: str) -> Histo
         **asdict(known.position),
     )
     return absorb(database, session_id, owner, known, rows)
+
+
+def new_epoch() -> int:
+    """A random 63-bit number: the next epoch of a session."""
+    return secrets.randbits(63)

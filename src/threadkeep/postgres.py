@@ -17,13 +17,13 @@ import contextlib
 import re
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
 
 from threadkeep import postgres_schema
-from threadkeep.database import Row, Value, load_statements
+from threadkeep.database import Row, Signal, Value, load_statements
 from threadkeep.errors import (
     ClosedError,
     DatabaseBusyError,
@@ -32,9 +32,10 @@ from threadkeep.errors import (
     DuplicateError,
 )
 from threadkeep.postgres_server import Server
+from threadkeep.postgres_signals import Listener
 
 POOL_SIZE = 10
-"""Connections of one process and event loop, at most."""
+"""Connections of one process and event loop, at most; one more listens (postgres_signals.py)."""
 
 WAIT_SECONDS = 10.0
 """How long a call waits for a connection, or tries to get one, before it gives up."""
@@ -110,6 +111,7 @@ class PostgresDatabase:
     ) -> None:
         self._server = server
         self._schema = schema
+        self._channel = schema  # of the same name: both may have 63 bytes, whatever they are
         self._migrates = migrates
         self._statements: dict[str, tuple[str, Sequence[str]]] = {}
         for name, text in load_statements("postgres").items():
@@ -134,7 +136,8 @@ class PostgresDatabase:
 
         Args:
             name: For `call`.
-            text: With `:name` for parameters, and `threadkeep.` for the schema.
+            text: With `:name` for parameters, and `threadkeep.` for the schema. The driver itself
+                gives `:call_id` and `:retried`, and `:channel` for `pg_notify(:channel, topic)`.
         """
         if name not in self._statements:
             self._statements[name] = _numbered(postgres_schema.in_schema(text, self._schema))
@@ -143,7 +146,7 @@ class PostgresDatabase:
         if not self._ready:
             await self.open()
         text, names = self._statements[statement]
-        known = {"call_id": secrets.randbits(63), "retried": False}
+        known = {"call_id": secrets.randbits(63), "retried": False, "channel": self._channel}
 
         async def ask(connection: Any) -> list[Row]:
             values = [known[name] if name in known else parameters[name] for name in names]
@@ -151,6 +154,11 @@ class PostgresDatabase:
             return list(await connection.fetch(text, *values))
 
         return await self._attempt(ask)
+
+    @contextlib.asynccontextmanager
+    async def signals(self, topic: str) -> AsyncIterator[Signal]:
+        async with self._pool().signals(topic) as signal:
+            yield signal
 
     async def open(self) -> None:
         if self._migrates:
@@ -227,7 +235,8 @@ class PostgresDatabase:
         if pool is None:
             for other in [other for other in list(self._pools) if other.is_closed()]:
                 self._pools.pop(other).abandon()
-            pool = self._pools[loop] = _Pool(self._server, self._pool_size, self._wait)
+            pool = _Pool(self._server, self._pool_size, self._wait, self._channel)
+            self._pools[loop] = pool
         return pool
 
     async def _lacking_rights(self, error: BaseException) -> DatabaseError:
@@ -288,7 +297,7 @@ class PostgresDatabase:
 class _Pool:
     """The connections of one event loop."""
 
-    def __init__(self, server: Server, size: int, wait: float) -> None:
+    def __init__(self, server: Server, size: int, wait: float, channel: str) -> None:
         self._server = server
         self._size = size
         self._wait = wait
@@ -296,6 +305,14 @@ class _Pool:
         self._pool = asyncpg.create_pool(
             connect=self._connect, min_size=0, max_size=size, reset=_leave
         )
+        self._listener = Listener(server, self._connect, channel)
+
+    @contextlib.asynccontextmanager
+    async def signals(self, topic: str) -> AsyncIterator[Signal]:
+        """Hears of a topic."""
+        await self._pool  # one that was never made can't be closed
+        with self._listener.subscribed(topic) as signal:
+            yield signal
 
     async def use(self, work: Callable[[Any], Awaitable[T]], deadline: float) -> T:
         """Does work on a connection of its own.
@@ -345,11 +362,13 @@ class _Pool:
 
     def abandon(self) -> None:
         """Drops the connections, when the event loop is not there any more to close them."""
+        self._listener.abandon()
         with contextlib.suppress(RuntimeError):  # its transports may want to tell the loop
             self._pool.terminate()
 
     async def close(self) -> None:
         """Waits for what is under way, for a while."""
+        await self._listener.close()
         try:
             async with asyncio.timeout(self._wait):
                 await self._pool.close()

@@ -54,23 +54,18 @@ from pydantic import BaseModel, TypeAdapter
 
 from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
+from threadkeep.journal import Decision, InDoubtError, Journal, ModelStep, ToolStep
+from threadkeep.mend import UNKNOWN_OUTCOME
 from threadkeep.replay_tools import (
-    UNKNOWN_OUTCOME,
     Attempt,
-    Decision,
-    InDoubtError,
-    Journal,
-    ModelStep,
     NotRecordedError,
     Place,
     ToolCalls,
     ToolFailedError,
     ToolResult,
-    ToolStep,
     current_place,
     idempotent,
     is_agent,
-    is_idempotent,
     tool_key,
     within,
 )
@@ -155,6 +150,7 @@ class _Run(ToolCalls):
     def __init__(self, parent: Place, agent_name: str) -> None:
         super().__init__(parent, agent_name)
         self._models: dict[int, JournaledModel] = {}
+        self._called: set[str] = set()
         self.agent_name = agent_name
 
     def begin_turn(self, agent_name: str, model: Model) -> JournaledModel:
@@ -198,24 +194,23 @@ class _Run(ToolCalls):
     def expect(self, output: Sequence[Any], asked: _Asked, intended: set[str]) -> None:
         """Takes in what an answer calls, and of what this attempt has stored the intent."""
         calls = self._function_calls(output, asked)
-        self.calls = {step.key: is_idempotent(tool) for step, tool in calls}
+        self.calls = {step.key: step.repeatable for step, _ in calls}
+        self._called |= {step.call_id for step, _ in calls}
         self.intended = intended
 
     def _function_calls(
         self, output: Sequence[Any], asked: _Asked
     ) -> list[tuple[ToolStep, FunctionTool]]:
-        """The calls of function tools; the Runner passes over ids that it has seen before."""
+        """The calls of function tools; the Runner passes over ids that it has seen in this run."""
         functions = [tool for tool in asked["tools"] if isinstance(tool, FunctionTool)]
         names = Counter(tool.name for tool in functions)
         by_name = {t.name: t for t in functions if names[t.name] == 1 and not is_agent(t)}
-        items = [item for item in asked["input"] if isinstance(item, dict)]
-        seen = {item.get("call_id") for item in items}
         return [
-            (self.step(call.call_id, call.name, call.arguments), by_name[call.name])
+            (self.step(call.call_id, by_name[call.name], call.arguments), by_name[call.name])
             for call in output
             if isinstance(call, ResponseFunctionToolCall)
             and call.name in by_name
-            and call.call_id not in seen
+            and call.call_id not in self._called
         ]
 
 

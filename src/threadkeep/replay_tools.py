@@ -13,11 +13,11 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 from agents import (
@@ -36,79 +36,8 @@ from agents.tool_context import ToolContext
 
 from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
-
-Decision = Literal["run_again", "unknown"]
-"""What becomes of a call in doubt: it is made again, or the model is told that nobody knows."""
-
-
-@dataclass(frozen=True)
-class ModelStep:
-    """What a model answered.
-
-    Args:
-        key: Its place in the run.
-        request_hash: What the request was, part by part.
-        response: The answer, as JSON text.
-    """
-
-    key: str
-    request_hash: str
-    response: str
-
-
-@dataclass(frozen=True)
-class ToolStep:
-    """A call of a function tool, or of an agent as a tool.
-
-    Args:
-        key: Its place in the run.
-        call_id: As the model gave it; models give the same one twice.
-        name: The tool.
-        arguments: As the model gave them, JSON text.
-        status: `intended` (it may have happened), `done`, or `failed` (it raised).
-        output: How it ended, as JSON text; '' while it is intended.
-    """
-
-    key: str
-    call_id: str
-    name: str
-    arguments: str
-    status: Literal["intended", "done", "failed"] = "intended"
-    output: str = ""
-
-
-class Journal(Protocol):
-    """Where the steps of one run are stored. An error of it ends the run."""
-
-    def model_step(self, key: str) -> ModelStep | None:
-        """What an earlier attempt stored; it is loaded before the run begins."""
-
-    def tool_step(self, key: str) -> ToolStep | None:
-        """What an earlier attempt stored; it is loaded before the run begins."""
-
-    async def record_model(self, step: ModelStep, intents: Sequence[ToolStep]) -> None:
-        """Stores an answer and the calls that follow from it, all or nothing, and durably."""
-
-    async def record_tool(self, step: ToolStep) -> None:
-        """Stores a call over what is stored under its key, durably. Many come at once."""
-
-
-class InDoubtError(ThreadkeepError, AgentsException):
-    """The run stopped in the middle of a tool call, which may have happened. Say what to do.
-
-    Resume it with a decision for the key of each call.
-
-    Args:
-        calls: Those in doubt, of one answer of the model.
-    """
-
-    def __init__(self, calls: Sequence[ToolStep]) -> None:
-        names = ", ".join(f"{call.name} ({call.call_id})" for call in calls)
-        super().__init__(
-            f"The run was interrupted in the middle of {names}. Nobody knows whether it happened. "
-            "Decide whether it is to run again, or mark the tool with @idempotent."
-        )
-        self.calls = tuple(calls)
+from threadkeep.journal import Decision, InDoubtError, Journal, ToolStep
+from threadkeep.mend import UNKNOWN_OUTCOME
 
 
 class NotRecordedError(AgentsException):
@@ -117,9 +46,6 @@ class NotRecordedError(AgentsException):
 
 ToolResult = _FunctionToolInvocationResult
 """A tool's output, and whether the SDK made it of an error."""
-
-UNKNOWN_OUTCOME = "outcome unknown"
-"""The output of a call of which nobody can say whether it happened."""
 
 Marked = TypeVar("Marked", bound=Callable[..., Any] | FunctionTool)
 
@@ -380,9 +306,13 @@ class ToolCalls(Place):
         """The key of the model call at work, and of the tool calls that follow from it."""
         return f"{self.path}#{self.turn}"
 
-    def step(self, call_id: str, name: str, arguments: str) -> ToolStep:
+    def step(self, call_id: str, tool: FunctionTool, arguments: str) -> ToolStep:
         """A call of the model's last answer."""
-        return ToolStep(f"{self.key}:{quote(call_id, safe=' /')}", call_id, name, arguments)
+        key, again = (
+            f"{self.key}:{quote(call_id, safe=' /')}",
+            is_agent(tool) or is_idempotent(tool),
+        )
+        return ToolStep(key, call_id, tool.name, arguments, repeatable=again)
 
     async def call(
         self,
@@ -393,7 +323,7 @@ class ToolCalls(Place):
     ) -> ToolResult:
         """Answers a tool call from the journal, or makes it and stores how it ended."""
         await self.attempt.check(self)
-        step = self.step(context.tool_call_id, tool.name, arguments)
+        step = self.step(context.tool_call_id, tool, arguments)
         earlier = self.attempt.journal.tool_step(step.key)
         if is_agent(tool):
             return await self._enter_agent(step, earlier, invoke)
@@ -404,17 +334,17 @@ class ToolCalls(Place):
             return decode_outcome(earlier.output)
         if self.only_replay:
             raise NotRecordedError(f"The tool call {step.key} had not ended.")
-        await self._stop_in_doubt(step, tool)
+        await self._stop_in_doubt(step)
         with self.attempt.busy(step.key):
             if earlier is not None and decision == "unknown":
                 unknown = ToolResult(UNKNOWN_OUTCOME)
                 await self._store(step, "done", encode_result(unknown))
                 return unknown
-            if earlier is None and step.key not in self.intended:
+            if (earlier is None and step.key not in self.intended) or decision is not None:
                 await self.attempt.write(self.attempt.journal.record_tool(step), self)
             return await self._call_tool(step, invoke)
 
-    async def _stop_in_doubt(self, own: ToolStep, tool: FunctionTool) -> None:
+    async def _stop_in_doubt(self, own: ToolStep) -> None:
         """Raises when this call, or one beside it, must not be made.
 
         Calls of one answer run at once, and the first error cancels the others. So all are looked
@@ -422,7 +352,7 @@ class ToolCalls(Place):
         """
         attempt = self.attempt
         earlier = []
-        for key, again in (self.calls | {own.key: is_idempotent(tool)}).items():
+        for key, again in (self.calls | {own.key: own.repeatable}).items():
             step = None if key in self.intended else attempt.journal.tool_step(key)
             if step is not None and key not in attempt.decisions:
                 earlier.append((step, again))

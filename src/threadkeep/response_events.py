@@ -10,7 +10,8 @@ Source of the shapes: https://platform.openai.com/docs/api-reference/responses-s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -22,6 +23,10 @@ Event = dict[str, Any]
 
 PLACEHOLDER_ID = "__fake_id__"
 """What the SDK's chat-completions models give as an id; the Responses API refuses it."""
+
+RESUMED = "threadkeep.resumed"
+"""The event that says that another process goes on: outputs at the indexes `voided` are void, and
+those that were open are closed before it; what follows is counted on behind them."""
 
 _BEGINNINGS = {"response.created", "response.queued", "response.in_progress"}
 _ENDS = {"response.completed", "response.failed", "response.incomplete"}
@@ -54,34 +59,95 @@ class _Item:
 class ResponseEvents:
     """Turns the SDK's stream events into those of one response, and keeps its output.
 
+    Args:
+        told: The events of earlier attempts at the run. What is said again is not told again; with
+            the first new event it is told what of them is void.
+
     Attributes:
-        output: The output items so far, in order, as the response carries them.
         tool_started: Whether a tool was called: then the turn can't be taken back.
         incomplete_reason: Why the last model call stopped early, else None.
     """
 
-    def __init__(self) -> None:
-        self.output: list[dict[str, Any]] = []
+    def __init__(self, told: Iterable[Event] = ()) -> None:
         self.tool_started = False
         self.incomplete_reason: str | None = None
+        self._output: dict[int, dict[str, Any]] = {}
         self._items: dict[int, _Item] = {}
+        self._told: deque[tuple[int, dict[str, Any]]] = deque()
+        self._open: dict[int, dict[str, Any]] = {}
+        self._next_index = 0
+        self._resumes = False
+        for event in told:
+            self._take_in(event)
+
+    @property
+    def output(self) -> list[dict[str, Any]]:
+        """The output items so far, in order, as the response carries them."""
+        return [item for _, item in sorted(self._output.items())]
 
     def convert(self, event: StreamEvent) -> Iterator[Event]:
         """The events of the response that one event of the SDK makes: none, one or several."""
-        if event.type == "raw_response_event":
-            # A provider may say what the client library has no type for; it is passed on.
-            data = event.data.model_dump(mode="json", exclude_unset=True, warnings=False)
-            yield from self._model_event(_finite(data))
-        elif event.type == "run_item_stream_event" and event.item.type in _LOCAL_OUTPUTS:
-            yield from self._local_output(dict(event.item.to_input_item()))
+        for made in self._convert(event):
+            yield from self._resumption()
+            yield made
+
+    def add(self, item: dict[str, Any]) -> Iterator[Event]:
+        """Puts an item of our own into the output."""
+        yield from self._resumption()
+        yield from self._whole_item(item)
 
     def stop(self) -> Iterator[Event]:
         """Closes messages that are being said, with their text so far; other open items go."""
         for local, state in self._items.items():
             if not state.done and any(state.texts.values()):
                 yield from self._item_done(local, self._so_far(state))
-        open_items = {state.index for state in self._items.values() if not state.done}
-        self.output = [item for i, item in enumerate(self.output) if i not in open_items]
+        for state in self._items.values():
+            if not state.done:
+                self._output.pop(state.index, None)
+
+    def _convert(self, event: StreamEvent) -> Iterator[Event]:
+        if event.type == "raw_response_event":
+            # A provider may say what the client library has no type for; it is passed on.
+            data = event.data.model_dump(mode="json", exclude_unset=True, warnings=False)
+            yield from self._model_event(_finite(data))
+        elif event.type == "run_item_stream_event" and event.item.type in _LOCAL_OUTPUTS:
+            item = dict(event.item.to_input_item())
+            if not self._was_told(item):
+                yield from self._whole_item(item | {"id": new_id("fco"), "status": "completed"})
+
+    def _take_in(self, event: Event) -> None:
+        """Learns what an earlier attempt has told."""
+        self._resumes = True
+        index = event.get("output_index")
+        if event["type"] == RESUMED:
+            void = set(event["voided"])
+            self._told = deque(known for known in self._told if known[0] not in void)
+            self._open = {at: item for at, item in self._open.items() if at not in void}
+        elif event["type"] == "response.output_item.added":
+            self._open[event["output_index"]] = event["item"]
+            self._next_index = max(self._next_index, event["output_index"] + 1)
+        elif event["type"] == "response.output_item.done" and index is not None:
+            self._open.pop(index, None)
+            self._told.append((index, event["item"]))
+
+    def _was_told(self, item: dict[str, Any]) -> bool:
+        """Whether an earlier attempt has told the same; then that stands."""
+        if not self._told or not _same(self._told[0][1], item):
+            return False
+        index, told = self._told.popleft()
+        self._output[index] = told
+        return True
+
+    def _resumption(self) -> Iterator[Event]:
+        """Before the first new event of another attempt: what the earlier ones did not end."""
+        if self._resumes:
+            self._resumes = False
+            void = self._open.keys() | {index for index, _ in self._told}
+            self._told.clear()
+            for index, item in self._open.items():  # the client library wants each to have an end
+                item = item | {"status": "incomplete"}
+                yield {"type": "response.output_item.done", "output_index": index, "item": item}
+            yield {"type": RESUMED, "voided": sorted(void)}
 
     def messages(self) -> list[TResponseInputItem]:
         """What the agent said so far, as items for the session."""
@@ -96,7 +162,13 @@ class ResponseEvents:
             {"type": "output_text", "text": text, "annotations": []}
             for _, text in sorted(state.texts.items())
         ]
-        return self.output[state.index] | {"status": "incomplete", "content": content}
+        return self._output[state.index] | {"status": "incomplete", "content": content}
+
+    def _new_index(self, item: dict[str, Any]) -> int:
+        index = self._next_index
+        self._next_index += 1
+        self._output[index] = item
+        return index
 
     def _model_event(self, data: Event) -> Iterator[Event]:
         kind, local = data["type"], data.get("output_index")
@@ -123,8 +195,7 @@ class ResponseEvents:
 
     def _item_added(self, local: int, item: dict[str, Any]) -> Event:
         item = with_id(item)
-        state = self._items[local] = _Item(len(self.output), item["id"])
-        self.output.append(item)
+        state = self._items[local] = _Item(self._new_index(item), item["id"])
         self.tool_started = self.tool_started or item.get("type") == "function_call"
         return {
             "type": "response.output_item.added",
@@ -145,6 +216,10 @@ class ResponseEvents:
 
     def _item_done(self, local: int, item: dict[str, Any]) -> Iterator[Event]:
         if local not in self._items:
+            if self._was_told(item):
+                self._items[local] = _Item(-1, "", done=True)
+                self.tool_started = self.tool_started or item.get("type") == "function_call"
+                return
             yield self._item_added(local, item)
         state = self._items[local]
         if state.done:
@@ -152,7 +227,7 @@ class ResponseEvents:
         state.done = True
         item = {"status": "completed"} | item | {"id": state.item_id}
         yield from self._close_parts(state, item.get("content") or [])
-        self.output[state.index] = item
+        self._output[state.index] = item
         yield {"type": "response.output_item.done", "output_index": state.index, "item": item}
 
     def _close_parts(self, state: _Item, content: list[dict[str, Any]]) -> Iterator[Event]:
@@ -180,13 +255,24 @@ class ResponseEvents:
                 "logprobs": [],
             }
 
-    def _local_output(self, item: dict[str, Any]) -> Iterator[Event]:
-        """The output of a tool or hand-off, which the SDK made here and no model streamed."""
-        item |= {"id": new_id("fco"), "status": "completed"}
-        index = len(self.output)
-        self.output.append(item)
+    def _whole_item(self, item: dict[str, Any]) -> Iterator[Event]:
+        """An item that no model streamed: made here, by a tool or hand-off or by ourselves."""
+        index = self._new_index(item)
         yield {"type": "response.output_item.added", "output_index": index, "item": item}
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
+
+
+def _same(told: dict[str, Any], item: dict[str, Any]) -> bool:
+    """Whether two items say the same; ids may have been made anew."""
+    if told.get("type") != item.get("type"):
+        return False
+    if "call_id" in told:
+        return bool(told["call_id"] == item.get("call_id"))
+    return _texts(told) == _texts(item)
+
+
+def _texts(item: dict[str, Any]) -> list[Any]:
+    return [part.get("text", part.get("refusal")) for part in item.get("content") or []]
 
 
 def _finite(value: Any) -> Any:

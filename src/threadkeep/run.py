@@ -3,6 +3,9 @@
 It takes its session, stores the input, lets the SDK's Runner work, and turns what happens into one
 numbered stream of events. Whoever asked only follows: a client that goes away stops nothing. Events
 are stored in batches, and always before anybody is told that the run has ended.
+
+The Runner works from a journal (replay.py), so a run whose process died can be made again by
+another one, with the same id, and goes on where the first one was.
 """
 
 from __future__ import annotations
@@ -10,28 +13,38 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, cast
 
-from agents import Agent, RunConfig, Runner, RunResultStreaming, TResponseInputItem, Usage
-from agents.run_error_handlers import RunErrorHandlerInput, RunErrorHandlerResult
+from agents import TResponseInputItem, Usage
 
-from threadkeep.admission import Admitted, admit, look, take_back
+from threadkeep.admission import Admitted, Entrant, take_back
 from threadkeep.database import Database
 from threadkeep.errors import (
+    AttemptsError,
     DatabaseError,
     ModelError,
+    NotFoundError,
+    RollbackError,
     RunLostError,
+    RunStoppedError,
     RunTimeoutError,
-    SessionNotFoundError,
+    ServerStoppingError,
 )
-from threadkeep.failures import STOPPED, Failure, describe, log_fault
-from threadkeep.history import json_text
+from threadkeep.failures import Failure, describe, is_passing, log_fault
+from threadkeep.history import Position, json_text, read_history
+from threadkeep.journal import InDoubtError, ToolStep
+from threadkeep.replay import journaling
 from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
-from threadkeep.run_log import RunLog
+from threadkeep.run_entry import Entry
+from threadkeep.run_log import End, RunLog, RunPlace
+from threadkeep.run_request import Limits, RunRequest, TakenOver
+from threadkeep.runner_call import RunnerCall
 from threadkeep.session import Session
+from threadkeep.stored_runs import UNFINISHED, find_run, follow_stored
 from threadkeep.turn import TurnSession
+from threadkeep.turn_end import closing_items
 from threadkeep.turn_line import TurnLine
 
 _logger = logging.getLogger("threadkeep")
@@ -44,41 +57,6 @@ _END_EVENTS = {
 }
 
 
-@dataclass(frozen=True)
-class RunRequest:
-    """What a run is asked to do.
-
-    Args:
-        session_id: The conversation it belongs to.
-        owner: Whose it is; '' is nobody's.
-        items: The input, in Responses form.
-        agent: Who answers.
-        context: The SDK's context, for tools and instructions.
-        run_config: The SDK's settings of the run.
-        model: The name of the model, for the reply.
-        store: False: nothing of it is written anywhere.
-        background: Whether the client said that it comes back for the answer.
-        metadata: The client's own, given back in the reply.
-        previous_response_id: The response it follows, given back in the reply.
-        idempotency_key: What the client names the request by, so that a repeat does nothing.
-        request_hash: Of all that the client has sent.
-    """
-
-    session_id: str
-    owner: str
-    items: list[TResponseInputItem]
-    agent: Agent[Any]
-    context: Any
-    run_config: RunConfig
-    model: str
-    store: bool = True
-    background: bool = False
-    metadata: dict[str, str] = field(default_factory=dict)
-    previous_response_id: str | None = None
-    idempotency_key: str | None = None
-    request_hash: str = ""
-
-
 class Run:
     """A run of this process: its state, its events, and those who follow them.
 
@@ -86,59 +64,88 @@ class Run:
         request: What to do.
         database: Where the session lies.
         line: The runs of this process that want the session.
-        timeout: How long it may work, in seconds.
+        limits: What holds for every run.
+        taken_over: What another process had done of it.
 
     Attributes:
         run_id: `resp_…`, as the Responses API calls it.
         status: `queued`, `in_progress`, `completed`, `failed`, `cancelled` or `incomplete`.
         failure: Why it failed.
+        ending: Whether its end is about to be stored: others may know of it before we do.
         finished: Whether its last event was given out.
+        left: Whether it goes on, or will, in another process.
         received: Done when it works or waits in the queue; holds the error when it was refused.
     """
 
     def __init__(
-        self, request: RunRequest, database: Database, line: TurnLine, timeout: float
+        self,
+        request: RunRequest,
+        database: Database,
+        line: TurnLine,
+        limits: Limits,
+        taken_over: TakenOver | None = None,
     ) -> None:
+        row = taken_over.row if taken_over else {}
         self.request = request
-        self.run_id = new_id("resp")
-        self.status = "queued"
+        self.run_id: str = row.get("run_id") or new_id("resp")
+        self.status = row.get("status", "queued")
         self.failure: Failure | None = None
+        self.left = self.finished = self.ending = False
         self.received: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._database = database
-        self._timeout = timeout
-        self._created_at = int(time.time())
-        self._events: list[Event] = []
+        self._limits = limits
+        self._taken_over = taken_over
+        self._attempt: int = row.get("attempt", 1)
+        self._created_at = row["created_at"] // 1000 if row else int(time.time())
+        self._events: list[Event] = list(taken_over.events) if taken_over else []
         self._news = asyncio.Event()
-        self._log = RunLog(database, self.run_id, request.session_id, request.owner, self._events)
-        self._converter = ResponseEvents()
+        self._log = RunLog(
+            database,
+            RunPlace(
+                self.run_id,
+                request.session_id,
+                request.owner,
+                self._attempt,
+                row.get("journal_id") or self.run_id,
+            ),
+            self._events,
+            events_stored=max(1, len(self._events)),
+            lost_after_ms=limits.lost_after_ms,
+            on_stored=self._wake_followers,
+        )
+        self._converter = ResponseEvents(self._events)
         self._usage: Usage | None = None
-        self._admitted: Admitted | None = None
         self._session: TurnSession | None = None
+        self._asked: dict[str, ToolStep] = {}
         self._end_asked: str | None = None
+        self._way_asked = False
         self._storing: asyncio.Task[None] | None = None
-        self.finished = False
-        self._emit({"type": "response.created", "response": self.response()})
-        self._line = line
-        self._place = line.enter()
+        if not self._events:
+            self._emit({"type": "response.created", "response": self.response()})
+        self._entry = Entry(self, request, self._entrant(), taken_over, database, line, limits)
         self._turn_task = asyncio.create_task(self._take_turn(), name=f"turn of {self.run_id}")
         self._task = asyncio.create_task(self._work(), name=self.run_id)
 
     def response(self) -> dict[str, Any]:
-        """The run as the Responses API shows it."""
-        request, failure = self.request, self.failure
-        reason = self._converter.incomplete_reason if self.status == "incomplete" else None
+        """The run as the Responses API shows it; its end, and why, only when that is stored."""
+        return self._shown(self.status)
+
+    def _shown(self, status: str) -> dict[str, Any]:
+        request = self.request
+        failure = self.failure if status == "failed" else None
+        reason = self._converter.incomplete_reason if status == "incomplete" else None
         return {
             "id": self.run_id,
             "object": "response",
             "created_at": self._created_at,
-            "status": self.status,
+            "status": status,
             "background": request.background,
             "error": failure and {"code": failure.code, "message": failure.message},
             "incomplete_details": reason and {"reason": reason},
             "instructions": None,
             "metadata": request.metadata,
             "model": request.model,
-            "output": list(self._converter.output),
+            "output": self._converter.output,
             "parallel_tool_calls": True,
             "previous_response_id": request.previous_response_id,
             "conversation": {"id": request.session_id},
@@ -151,39 +158,90 @@ class Run:
             "custom_outputs": {"session_id": request.session_id},
         }
 
-    async def follow(self, after: int = -1) -> AsyncIterator[Event]:
-        """Its events behind a sequence number, to the last, as they come."""
+    async def follow(self, after: int = -1) -> AsyncGenerator[Event, None]:
+        """Its events behind a sequence number, to the last, each as soon as it is stored.
+
+        Raises:
+            ServerStoppingError: It was handed over, and goes on elsewhere.
+        """
         position = after + 1
         while True:
             news = self._news
-            while position < len(self._events):
+            while position < self._tellable():
                 yield self._events[position]
                 position += 1
             if self.finished:
-                return
+                break
             await news.wait()
+        if self._end_asked == "left":
+            raise ServerStoppingError
+        if self.left:
+            where = (self._database, self.run_id, self.request.owner)
+            async with aclosing(follow_stored(*where, position - 1)) as stored:
+                async for event in stored:
+                    yield event
+
+    def _tellable(self) -> int:
+        """How many events may be told: another attempt would number others like those lost."""
+        if not self.request.store or (self.finished and not self.left):
+            return len(self._events)
+        return self._log.events_stored
 
     def on_end(self, callback: Callable[[Run], None]) -> None:
         """Calls back when it has ended and everything was told."""
         self._task.add_done_callback(lambda _: callback(self))
 
     async def wait(self) -> None:
-        """Returns when the run has ended, however."""
+        """Returns when the run has ended here, however."""
         await asyncio.shield(self._task)
 
-    async def stop(self, status: str = "cancelled") -> None:
-        """Ends it now; what was said stays. `failed` when it is the server that stops."""
-        self._ask_to_stop(status)
+    async def stop(self) -> None:
+        """Ends it now; what was said stays."""
+        self._ask_to_stop("cancelled")
         await self.wait()
+
+    async def hand_over(self) -> None:
+        """Leaves it to another process, which goes on with it."""
+        self._ask_to_stop("left")
+        await self.wait()
+
+    def give_way(self, how: str) -> None:
+        """Stops for another run: `interrupt` keeps what was said, `rollback` nothing.
+
+        Raises:
+            RollbackError: It has called a tool that can't be called again.
+        """
+        if how == "rollback":
+            if self._log.tool_started:
+                raise RollbackError
+            self._ask_to_stop("rolled back")
+        elif self._entry.admitted is not None:
+            self._ask_to_stop("cancelled")
+        else:
+            self._way_asked = True  # its message is kept first
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether somebody wants it to stop."""
+        return self._end_asked is not None
+
+    def tell_that_it_waits(self) -> None:
+        """Lets its client go on, if that has to wait for no more."""
+        if not self.received.done():
+            self.received.set_result(None)
 
     def _ask_to_stop(self, status: str) -> None:
         if self._end_asked is None:
             self._end_asked = status
-            self._turn_task.cancel()
+            if not self._entry.is_under_way:
+                self._turn_task.cancel()
 
     def _emit(self, *events: Event) -> None:
         for event in events:
             self._events.append(event | {"sequence_number": len(self._events)})
+        self._wake_followers()
+
+    def _wake_followers(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 
@@ -191,147 +249,191 @@ class Run:
         """Watches over the turn. Only the turn is ever cancelled: its end is always told."""
         try:
             await asyncio.wait({self._turn_task})
-            await self._stop_storing()
+            if self._storing is not None:
+                await self._log.stop_keeping_up(self._storing)
             await self._end(await self._outcome())
         finally:
-            self._line.leave(self._place)
+            self._entry.leave()
             if not self.finished:  # a fault of ours; nobody must wait for ever on top of it
                 self.failure = self.failure or describe(RuntimeError())
                 self._tell_end("failed")
 
     async def _take_turn(self) -> None:
         try:
-            async with asyncio.timeout(self._timeout) as limit:
-                if not self._place.done():
-                    await self._tell_that_it_waits()
-                await self._place
-                await self._admit()
+            async with asyncio.timeout(self._limits.timeout) as limit:
+                self._begin(await self._entry.enter())
                 await self._answer()
         except TimeoutError as error:
             if limit.expired():
                 raise RunTimeoutError from error
             raise
 
-    async def _outcome(self) -> str:
-        """The status that the turn ended with; what it leaves behind is put in order."""
-        if self._turn_task.cancelled():
-            if self._end_asked != "cancelled":
-                self.failure = STOPPED
-            self._keep_what_was_said()
-            return "failed" if self.failure else "cancelled"
-        error = self._turn_task.exception()
+    async def _outcome(self) -> End | None:
+        """How the turn ended; what it leaves behind is put in order. None: it goes on elsewhere."""
+        error: BaseException | None = None
+        if not self._turn_task.cancelled():
+            error = self._turn_task.exception()
+        if self._log.lost:
+            return None
+        if self._turn_task.cancelled() or isinstance(error, RunStoppedError):
+            return await self._stopped()
+        if isinstance(error, InDoubtError):
+            self._park(error)
+            return End("incomplete", open=True, asked=self._asked)
         if error is not None:
-            self._fail(error)
-            await self._take_back()
-            return "failed"
-        return "incomplete" if self._converter.incomplete_reason else "completed"
+            return await self._failed(error)
+        return End("incomplete" if self._converter.incomplete_reason else "completed")
 
-    def _start_storing(self) -> None:
+    async def _stopped(self) -> End | None:
+        how = self._end_asked or "cancelled"
+        rolls_back = self._log.stop_asked == "rollback" and self._log.must_stop()
+        if rolls_back and how == "cancelled":
+            how = "rolled back"
+        if how == "left":
+            return None
+        self._emit(*self._converter.stop())
+        if how != "rolled back" or not await self._take_back(await self._position()):
+            self._close(None)
+        return End("cancelled")
+
+    def _park(self, error: InDoubtError) -> None:
+        """Waits for somebody to decide about calls in doubt: in no queue, and with no session."""
+        self._emit(*self._converter.stop())
+        self._converter.incomplete_reason = "approval_required"
+        for call in error.calls:
+            approval_id = new_id("mcpr")
+            self._asked[approval_id] = call
+            item = {
+                "id": approval_id,
+                "type": "mcp_approval_request",
+                "server_label": "in_doubt",
+                "name": call.name,
+                "arguments": call.arguments,
+            }
+            self._emit(*self._converter.add(item))
+        self._close(None)
+
+    async def _failed(self, error: BaseException) -> End:
+        self._fail(error)
+        self._emit(*self._converter.stop())
+        admitted = self._entry.admitted
+        if admitted is None or not self.request.store:
+            return End("failed")
+        no_tool = not self._converter.tool_started and not admitted.steps.tools
+        if no_tool and await self._take_back(admitted.position):
+            return End("failed")
+        assert self.failure is not None  # noqa: S101 - set by _fail
+        self._close(self.failure.message)
+        again = admitted.input_hash if is_passing(error) else None
+        return End("failed", open=again is not None, open_hash=again)
+
+    def keep_storing(self) -> None:
+        """Begins to store what it says, and to give signs of life."""
         if self.request.store and self._storing is None:
             self._storing = asyncio.create_task(self._log.keep_up())
             self._storing.add_done_callback(self._storing_ended)
 
-    async def _stop_storing(self) -> None:
-        if self._storing is not None:
-            self._storing.cancel()
-            await asyncio.gather(self._storing, return_exceptions=True)
-
     def _storing_ended(self, storing: asyncio.Task[None]) -> None:
-        """The log ends by itself only when somebody else ended this run."""
+        """The log ends by itself when somebody else wants the run to stop, or has taken it over."""
         if not storing.cancelled():
             self._ask_to_stop("cancelled")
 
-    async def _tell_that_it_waits(self) -> None:
-        """Makes a run that has to wait known to other processes, and its client go on."""
-        if self.received.done():
-            return
+    def _entrant(self) -> Entrant:
         request = self.request
-        if not request.store:
-            await look(self._database, request.session_id, request.owner, request.items)
-        elif await self._database.call(
-            "queue_run",
+        return Entrant(
             run_id=self.run_id,
             session_id=request.session_id,
             owner=request.owner,
-            idempotency_key=request.idempotency_key,
+            attempt=self._attempt,
+            request=request.source,
             request_hash=request.request_hash,
+            idempotency_key=request.idempotency_key,
             created=json_text(self._events[0]),
-        ):
-            self._start_storing()
-        else:
-            raise SessionNotFoundError
-        self.received.set_result(None)
+            waits=self._taken_over is not None,
+        )
 
-    async def _admit(self) -> None:
+    def _begin(self, admitted: Admitted) -> None:
+        """Takes in what the session held, and tells that it works."""
         request = self.request
-        where = (self._database, request.session_id, request.owner)
-        if request.store:
-            self._admitted = await admit(
-                *where,
-                self.run_id,
-                request.items,
-                idempotency_key=request.idempotency_key,
-                request_hash=request.request_hash,
-                created=json_text(self._events[0]),
-                on_busy=self._tell_that_it_waits,
-            )
-        else:
-            self._admitted = await look(*where, request.items)
+        if request.store and admitted.journal_id:
+            self._log.go_on_from(admitted.journal_id, admitted.steps)
         self._session = TurnSession(
             Session(request.session_id, database=self._database, owner=request.owner or None),
-            self._admitted.base,
+            admitted.base,
             self._log if request.store else None,
         )
-        self._start_storing()
+        self.keep_storing()
         self.status = "in_progress"
-        self._emit({"type": "response.in_progress", "response": self.response()})
-        if not self.received.done():
-            self.received.set_result(None)
+        if not any(event["type"] == "response.in_progress" for event in self._events):
+            self._emit({"type": "response.in_progress", "response": self.response()})
+        self.tell_that_it_waits()
+        if self._way_asked:
+            self._ask_to_stop("cancelled")
+        if self._end_asked is not None:
+            raise RunStoppedError
 
     async def _answer(self) -> None:
-        assert self._admitted is not None  # noqa: S101 - admitted before
-        agent = self.request.agent
-        result = Runner.run_streamed(
-            agent,
-            self._admitted.input,
-            context=self.request.context,
-            run_config=self.request.run_config,
-            session=self._session,
-            error_handlers=None if agent.output_type else {"model_refusal": _refusal},
-        )
+        if not self.request.store:
+            await self._make()
+            return
+        with journaling(self._log, self._journal_id(), decisions=self._log.decisions):
+            await self._make()
+
+    def _journal_id(self) -> str:
+        assert self._entry.admitted is not None  # noqa: S101 - admitted before
+        return self._entry.admitted.journal_id or self.run_id
+
+    async def _make(self) -> None:
+        assert self._entry.admitted is not None  # noqa: S101 - admitted before
+        assert self._session is not None  # noqa: S101 - made when it was admitted
+        if self._attempt > self._limits.attempts:
+            raise AttemptsError(self._limits.attempts)
+        call = RunnerCall(self.request, self._entry.admitted.input, self._session)
         try:
-            async for event in result.stream_events():
-                self._emit(*self._converter.convert(event))
-        except BaseException:
-            await _stop_runner(result)
-            raise
+            async with aclosing(call.events()) as events:
+                async for event in events:
+                    self._emit(*self._converter.convert(event))
         finally:
-            self._usage = result.context_wrapper.usage
-        if result.interruptions:
+            self._usage = call.usage
+        if call.is_interrupted:
             self._converter.incomplete_reason = "approval_required"
         elif not self._converter.output:
             raise ModelError("The model gave no answer.")
 
-    def _keep_what_was_said(self) -> None:
-        """A turn that was stopped keeps what the agent had said and the Runner had not stored."""
-        self._emit(*self._converter.stop())
-        if self._session is None or not self.request.store:
-            return
-        self._session.append(self._converter.messages()[self._session.messages_added :])
+    def _close(self, note: str | None) -> None:
+        """Keeps what was said and done, and the Runner had not stored."""
+        if self._session is not None and self.request.store:
+            closing = closing_items(
+                self._converter.output, self._session.added, self._log.last_call, note
+            )
+            self._session.append(cast(list[TResponseInputItem], closing))
 
-    async def _take_back(self) -> None:
-        """A turn that failed before a tool had started leaves the session as it was."""
-        self._emit(*self._converter.stop())
-        if self._admitted is None or self._converter.tool_started or not self.request.store:
-            return
+    async def _position(self) -> Position:
+        """Where the session stands with all that the run has stored."""
+        where = (self._database, self.request.session_id, self.request.owner)
+        return (await read_history(*where)).position
+
+    async def _take_back(self, position: Position) -> bool:
+        """Leaves the session as it was before the turn, where nobody else has changed it since."""
+        if self._entry.admitted is None or not self.request.store:
+            return True
         request = self.request
-        self._log.drop_items()
         try:
-            await take_back(
-                self._database, request.session_id, request.owner, self.run_id, self._admitted
+            taken_back = await take_back(
+                self._database,
+                request.session_id,
+                request.owner,
+                self.run_id,
+                self._attempt,
+                self._entry.admitted,
+                position,
             )
         except DatabaseError as error:
             self._fail(error)
+            return False
+        if taken_back:
+            self._log.drop_items()
+        return taken_back
 
     def _fail(self, error: BaseException) -> None:
         self.failure = describe(error)
@@ -342,41 +444,56 @@ class Run:
         if self.failure.status == 500:
             log_fault(f"The agent of run {self.run_id}", error)
 
-    async def _end(self, status: str) -> None:
+    async def _end(self, end: End | None) -> None:
         """Stores the end, then tells it."""
-        if self.request.store:
-            self.status = status
-            final = self._final() | {"sequence_number": len(self._events)}
-            try:
-                await self._log.finish(status, final)
-            except (DatabaseError, RunLostError) as error:
+        if not self._entry.is_stored and not self._entry.may_be_stored:
+            if end is None:
+                self._fail(ServerStoppingError())
+            self._tell_end(end.status if end else "failed")
+            return
+        try:
+            if end is None:
+                await self._log.release()
+            else:
+                self.ending = True
+                last = self._final(end.status) | {"sequence_number": len(self._events)}
+                await self._log.finish(end, last)
+                self._tell_end(end.status)
+                return
+        except RunLostError as error:
+            if not self._entry.is_stored and end is not None:
+                self._tell_end(end.status)
+                return
+            if not await self._goes_on_elsewhere():
                 self._fail(error)
-                status = "failed"
-        self._tell_end(status)
+                self._tell_end("failed")
+                return
+            self.failure = None  # that was ours; how it ends is told where it goes on
+        except DatabaseError as error:
+            self._fail(error)
+        self._leave()
+
+    async def _goes_on_elsewhere(self) -> bool:
+        try:
+            row = await find_run(self._database, self.run_id, self.request.owner)
+        except (DatabaseError, NotFoundError):
+            return False
+        return row["status"] in UNFINISHED or row["finished_at"] is not None
+
+    def _leave(self) -> None:
+        """It has not ended, only here: whoever follows it goes on by what is stored."""
+        self.left = self.finished = True
+        self.status = "in_progress"
+        if not self.received.done():
+            self.received.set_result(None)
+        self._emit()
 
     def _tell_end(self, status: str) -> None:
         self.status = status
         if not self.received.done():
             self.received.set_result(None)
         self.finished = True
-        self._emit(self._final())
+        self._emit(self._final(status))
 
-    def _final(self) -> Event:
-        return {"type": _END_EVENTS[self.status], "response": self.response()}
-
-
-async def _stop_runner(result: RunResultStreaming) -> None:
-    """Ends the Runner's own tasks, and waits until they are gone."""
-    result.cancel()
-    # What it raises is known already, or is of no use to anybody any more.
-    await asyncio.gather(_drain(result), return_exceptions=True)
-
-
-async def _drain(result: RunResultStreaming) -> None:
-    async for _ in result.stream_events():
-        continue
-
-
-def _refusal(data: RunErrorHandlerInput[Any]) -> RunErrorHandlerResult:
-    """A refusal is an answer like any other: the user is told, and the session keeps it."""
-    return RunErrorHandlerResult(getattr(data.error, "refusal", None), include_in_history=False)
+    def _final(self, status: str) -> Event:
+        return {"type": _END_EVENTS[status], "response": self._shown(status)}

@@ -1,63 +1,133 @@
-"""What runs store: written in batches, and read by whoever follows from elsewhere.
+"""What one run has stored: events, items and the steps of its journal, in one write each time.
 
-Writing is a run's sign of life as well. A run that stays silent for too long has lost its process;
-whoever looks first says so, and what the process may still write is refused.
+Writing is a run's sign of life as well, and brings back what others ask of it. Events and items
+wait for a twentieth of a second at most; a step of the journal is stored at once, and takes along
+what waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from urllib.parse import quote
 
-from threadkeep.admission import LOST_AFTER_MS
-from threadkeep.database import Database, Row
-from threadkeep.errors import DatabaseError, ResponseNotFoundError, RunLostError
-from threadkeep.failures import STOPPED
+from threadkeep.database import Database
+from threadkeep.errors import DatabaseError, RunLostError, RunStoppedError
 from threadkeep.history import json_text
+from threadkeep.journal import Decision, ModelStep, ToolStep
 from threadkeep.response_events import Event
+from threadkeep.stored_runs import Steps
 
-FLUSH_SECONDS = 0.1
+FLUSH_SECONDS = 0.05
 """How long an event waits at most before it is stored."""
 
-HEARTBEAT_SECONDS = 2.0
-"""How often a run that has nothing to store says that it is alive."""
+LOST_AFTER_MS = 10_000
+"""A run without a sign of life for so long has lost its process, in milliseconds."""
 
-POLL_SECONDS = 0.2
-"""How often a follower asks for the events of another process's run."""
-
-UNFINISHED = {"queued", "in_progress"}
-
-_FINAL_EVENTS = {"response.completed", "response.failed", "response.incomplete"}
+_SIGNS_OF_LIFE = 5
+"""How many there are in that time, when there is nothing else to store."""
 
 
-class RunLog:
-    """What one run of this process has stored: its events, and its items behind the input.
-
-    Items wait until something is written anyway, for a tenth of a second at most, or for the end;
-    what waits is stored in one round trip.
+@dataclass(frozen=True)
+class RunPlace:
+    """Which run writes, and where.
 
     Args:
-        database: Where.
         run_id: The run.
         session_id: Its session.
         owner: Whose it is; '' is nobody's.
-        events: Its events, numbered from 0; the run appends to the list. The first is stored with
-            the run itself.
+        attempt: The how manieth process it is that works on it, from 1.
+        journal_id: The run whose steps it goes on from; its own id when it began.
+    """
+
+    run_id: str
+    session_id: str
+    owner: str
+    attempt: int
+    journal_id: str
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ends.
+
+    Args:
+        status: `completed`, `failed`, `cancelled` or `incomplete`.
+        open: Whether another run can go on with its turn.
+        open_hash: Of the input that does so when it is sent again; None: only a decision does.
+        asked: The calls that somebody has to decide about, by the ids of their approvals.
+        title: Of its session, if that has none.
+    """
+
+    status: str
+    open: bool = False
+    open_hash: str | None = None
+    asked: Mapping[str, ToolStep] | None = None
+    title: str | None = None
+
+
+class RunLog:
+    """Stores what a run of this process says and does. It is the journal of its Runner call.
+
+    Args:
+        database: Where.
+        place: The run.
+        events: Its events, numbered from 0; the run appends to the list.
+        events_stored: How many of them are stored, or will be with the run itself.
+        lost_after_ms: How long it may be silent, in milliseconds.
+        on_stored: Called each time that something was stored.
+
+    Attributes:
+        events_stored: How many events are stored.
+        stop_asked: What somebody elsewhere wants: `cancel`, `interrupt`, `rollback`; '' nothing.
+        lost: Whether the run is not ours any more.
+        tool_started: Whether a tool was called that can't be called again.
+        decisions: What was decided about calls in doubt.
+        events_stored: How many events are stored, or will be with the run itself.
     """
 
     def __init__(
-        self, database: Database, run_id: str, session_id: str, owner: str, events: list[Event]
+        self,
+        database: Database,
+        place: RunPlace,
+        events: list[Event],
+        *,
+        events_stored: int = 1,
+        lost_after_ms: int = LOST_AFTER_MS,
+        on_stored: Callable[[], None] = lambda: None,
     ) -> None:
+        self.stop_asked = ""
+        self.lost = False
+        self.tool_started = False
+        self.decisions: Mapping[str, Decision] = {}
         self._database = database
-        self._where = {"run_id": run_id, "session_id": session_id, "owner": owner}
+        self._place = place
         self._events = events
-        self._events_stored = 1
+        self.events_stored = events_stored
         self._items: list[str] = []
         self._items_stored = 0
+        self._earlier = Steps()
+        self._models: list[ModelStep] = []
+        self._tools: dict[str, ToolStep] = {}
+        self._calls: dict[str, ToolStep] = {}
+        self._lost_after_ms = lost_after_ms
+        self._on_stored = on_stored
+        self._silence = lost_after_ms / 1000 / _SIGNS_OF_LIFE
+        self._added = self._stored = 0
+        self._last_write = time.monotonic()
         self._writing = asyncio.Lock()
+        self._written = asyncio.Event()
+
+    def go_on_from(self, journal_id: str, steps: Steps) -> None:
+        """Takes in the steps of earlier attempts, before the Runner begins."""
+        self._place = replace(self._place, journal_id=journal_id)
+        self._earlier = steps
+        self._calls = dict(steps.tools)
+        self.tool_started = any(not step.repeatable for step in steps.tools.values())
+        self.decisions = steps.decisions()
 
     def add_items(self, items: Sequence[str]) -> None:
         """Takes items that are to be stored, as JSON."""
@@ -67,140 +137,233 @@ class RunLog:
         """Forgets items that were not stored yet."""
         del self._items[self._items_stored :]
 
+    def model_step(self, key: str) -> ModelStep | None:
+        """What an earlier attempt was answered there."""
+        return self._earlier.models.get(key)
+
+    def tool_step(self, key: str) -> ToolStep | None:
+        """What an earlier attempt had called there."""
+        return self._earlier.tools.get(key)
+
+    def last_call(self, call_id: str) -> ToolStep | None:
+        """The newest call with an id, among those of the run's own agent.
+
+        That of an agent has no step before its end, but those of what the agent did.
+        """
+        for step in reversed(self._calls.values()):
+            own, _, inner = step.key.partition(">")
+            if own.endswith(f":{quote(call_id, safe=' /')}"):
+                return replace(step, status="intended", output="") if inner else step
+        return None
+
+    async def record_model(self, step: ModelStep, intents: Sequence[ToolStep]) -> None:
+        """Stores an answer of a model, and the calls that follow from it.
+
+        Raises:
+            RunLostError: The run is another process's now; nothing was written.
+            RunStoppedError: It was stored, and the run is to stop before anything follows.
+            DatabaseError: It could not be stored.
+        """
+        self._models.append(step)
+        self._added += 1
+        for intent in intents:
+            self._put(intent)
+        await self._store_now()
+        self._go_on(intents)
+
+    async def record_tool(self, step: ToolStep) -> None:
+        """Stores a call of a tool, or how it ended. Raises as `record_model` does.
+
+        While others of the same answer are at work nobody waits for this one, so what ends at about
+        the same time is stored together.
+        """
+        self._put(step)
+        wanted = self._added
+        if step.status != "intended" and self._has_siblings(step):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    while self._stored < wanted:
+                        await self._written.wait()
+        await self._store_now(wanted)
+        self._go_on([step] if step.status == "intended" else [])
+
+    def _put(self, step: ToolStep) -> None:
+        self._tools[step.key] = self._calls[step.key] = step
+        self._added += 1
+
+    def _has_siblings(self, step: ToolStep) -> bool:
+        answer = step.key.rpartition(":")[0]
+        return any(
+            other.status == "intended" and other.key.rpartition(":")[0] == answer
+            for other in self._calls.values()
+        )
+
+    def _go_on(self, intents: Sequence[ToolStep]) -> None:
+        """Lets the calls be made whose intent is stored, unless the run is to stop."""
+        if self.must_stop():
+            raise RunStoppedError
+        self.tool_started = self.tool_started or any(not step.repeatable for step in intents)
+
+    def must_stop(self) -> bool:
+        """Whether somebody asked for what can be done still."""
+        return self.stop_asked not in ("", "rollback") or (
+            self.stop_asked == "rollback" and not self.tool_started
+        )
+
     async def keep_up(self) -> None:
         """Stores what comes. Returns when the run is to stop: it was asked to, or lost."""
-        last = time.monotonic()
         while True:
-            await asyncio.sleep(FLUSH_SECONDS)
-            waiting = (
-                len(self._events) > self._events_stored or len(self._items) > self._items_stored
-            )
-            if waiting or time.monotonic() - last >= HEARTBEAT_SECONDS:
-                last = time.monotonic()
-                try:
-                    rows = await self._write()
-                except DatabaseError:
-                    continue  # the next one tries again; the last one tells
-                if not rows or rows[0]["cancel_requested"]:
-                    return
+            await asyncio.sleep(min(FLUSH_SECONDS, self._silence))
+            try:
+                async with self._writing:
+                    if not self._has_news():
+                        continue
+                    await self._write_locked()
+            except RunLostError:
+                return
+            except DatabaseError:
+                continue  # the next one tries again; the last one tells
+            if self.must_stop():
+                return
+            if self.stop_asked:
+                await self._refuse_rollback()
+
+    def _has_news(self) -> bool:
+        return (
+            self._stored < self._added
+            or len(self._events) > self.events_stored
+            or len(self._items) > self._items_stored
+            or time.monotonic() - self._last_write >= self._silence
+        )
+
+    async def stop_keeping_up(self, keeping: asyncio.Task[None]) -> None:
+        """Ends `keep_up`, but not in the middle of a write, which may be done all the same."""
+        async with self._writing:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
     async def flush(self) -> None:
         """Stores what is left.
 
         Raises:
-            RunLostError: The run has lost its session; nothing was written.
+            RunLostError: The run is another process's now; nothing was written.
         """
-        if not await self._write():
-            raise RunLostError
+        await self._write()
 
-    async def finish(self, status: str, final: Event) -> None:
+    async def finish(self, end: End, *final: Event) -> None:
         """Stores what is left, the last event and the end of the run, together.
 
         Raises:
-            RunLostError: The run has lost its session; nothing was written.
+            RunLostError: The run is another process's now; nothing was written.
         """
-        if not await self._write(final, status=status):
-            raise RunLostError
+        await self._write(final, end)
 
-    async def _write(self, *more: Event, status: str = "") -> list[Row]:
-        async with self._writing:
-            until, count = len(self._events), len(self._items)
-            events = [*self._events[self._events_stored : until], *more]
-            rows = await self._database.call(
-                "write_run",
-                **self._where,
-                first_seq=self._events_stored,
-                events=[json_text(event) for event in events],
-                first_item=self._items_stored,
-                items=self._items[self._items_stored : count],
-                status=status,
+    async def release(self) -> None:
+        """Stores what is left, and gives the run to whoever takes it over.
+
+        Raises:
+            RunLostError: The run is another process's already.
+        """
+        await self._write()
+        place = self._place
+        await self._database.call(
+            "release_run",
+            run_id=place.run_id,
+            session_id=place.session_id,
+            attempt=place.attempt,
+            stale_after=self._lost_after_ms,
+        )
+
+    async def _refuse_rollback(self) -> None:
+        self.stop_asked = ""
+        with contextlib.suppress(DatabaseError):  # else it is asked for again
+            await self._database.call(
+                "refuse_rollback", run_id=self._place.run_id, attempt=self._place.attempt
             )
-            if rows:
-                self._events_stored, self._items_stored = until, count
-            return rows
+
+    async def _store_now(self, wanted: int | None = None) -> None:
+        """Stores what was added, in one write with what others add meanwhile."""
+        wanted = self._added if wanted is None else wanted
+        while self._stored < wanted:
+            async with self._writing:
+                if self._stored < wanted:
+                    await self._write_locked()
+
+    async def _write(self, more: Sequence[Event] = (), end: End | None = None) -> None:
+        async with self._writing:
+            await self._write_locked(more, end)
+
+    async def _write_locked(self, more: Sequence[Event] = (), end: End | None = None) -> None:
+        if self.lost:
+            raise RunLostError
+        self._last_write = time.monotonic()
+        added, until, count = self._added, len(self._events), len(self._items)
+        models, tools = list(self._models), dict(self._tools)
+        events = [*self._events[self.events_stored : until], *more]
+        rows = await self._database.call(
+            "write_run",
+            **asdict(self._place),
+            first_seq=self.events_stored,
+            events=[json_text(event) for event in events],
+            first_item=self._items_stored,
+            items=self._items[self._items_stored : count],
+            **_model_columns(models),
+            **self._tool_columns(tools),
+            **_end_columns(end or End("")),
+        )
+        if not rows:
+            self.lost = True
+            raise RunLostError
+        self.stop_asked = rows[0]["stop_requested"]
+        self.events_stored, self._items_stored, self._stored = until, count, added
+        del self._models[: len(models)]
+        for key, step in tools.items():
+            if self._tools[key] is step:
+                del self._tools[key]
+        self._written.set()
+        self._written = asyncio.Event()
+        self._on_stored()
+
+    def _tool_columns(self, steps: Mapping[str, ToolStep]) -> dict[str, list[str]]:
+        approvals = self._earlier.approvals
+        return {
+            "tool_keys": list(steps),
+            "tool_states": [step.status for step in steps.values()],
+            "tool_repeatable": [str(step.repeatable).lower() for step in steps.values()],
+            "tool_calls": [call_json(step) for step in steps.values()],
+            "tool_outputs": [step.output for step in steps.values()],
+            "tool_approvals": [approvals.get(key, ("", ""))[0] for key in steps],
+        }
 
 
-async def find_run(database: Database, run_id: str, owner: str) -> Row:
-    """A stored run. One that lost its process is ended first.
-
-    Raises:
-        ResponseNotFoundError: There is no such run of this owner.
-    """
-    row = await _get(database, run_id, owner)
-    if row["lost"]:
-        await _end_lost(database, row, owner)
-        row = await _get(database, run_id, owner)
-    return row
-
-
-async def follow_stored(
-    database: Database, run_id: str, owner: str, after: int
-) -> AsyncIterator[Event]:
-    """The events of a stored run behind a sequence number, to the last, as they are stored.
-
-    Raises:
-        ResponseNotFoundError: There is no such run of this owner.
-    """
-    while True:
-        row = await find_run(database, run_id, owner)
-        for event in await read_events(database, run_id, owner, after):
-            after = event["sequence_number"]
-            yield event
-        if row["status"] not in UNFINISHED:
-            return
-        await asyncio.sleep(POLL_SECONDS)
-
-
-async def stored_response(database: Database, run_id: str, owner: str) -> dict[str, Any]:
-    """A stored run as the Responses API shows it.
-
-    Raises:
-        ResponseNotFoundError: There is no such run of this owner.
-    """
-    row = await find_run(database, run_id, owner)
-    events = await read_events(database, run_id, owner, -1)
-    return _response(events) | {"status": row["status"]}
-
-
-async def read_events(database: Database, run_id: str, owner: str, after: int) -> list[Event]:
-    """The stored events of a run behind a sequence number."""
-    rows = await database.call("read_run_events", run_id=run_id, owner=owner, after=after)
-    return [json.loads(row["data"]) for row in rows]
-
-
-async def _get(database: Database, run_id: str, owner: str) -> Row:
-    rows = await database.call("get_run", run_id=run_id, owner=owner, stale_after=LOST_AFTER_MS)
-    if not rows:
-        raise ResponseNotFoundError
-    return rows[0]
-
-
-async def _end_lost(database: Database, row: Row, owner: str) -> None:
-    events = await read_events(database, row["run_id"], owner, -1)
-    number = len(events)
-    response = _response(events) | {
-        "status": "failed",
-        "error": {"code": STOPPED.code, "message": STOPPED.message},
-    }
-    event = {"type": "response.failed", "sequence_number": number, "response": response}
-    await database.call(
-        "end_lost_run",
-        run_id=row["run_id"],
-        seq=number,
-        event=json_text(event),
-        stale_after=LOST_AFTER_MS,
+def call_json(step: ToolStep) -> str:
+    """What was called, as JSON text."""
+    return json_text(
+        {
+            "call_id": step.call_id,
+            "name": step.name,
+            "arguments": step.arguments,
+            "repeatable": step.repeatable,
+        }
     )
 
 
-def _response(events: list[Event]) -> dict[str, Any]:
-    """What a run's events so far say of it."""
-    response: dict[str, Any] = {}
-    output: dict[int, Any] = {}
-    for event in events:
-        if "response" in event:
-            response = event["response"]
-        elif event["type"] == "response.output_item.done":
-            output[event["output_index"]] = event["item"]
-    if events and events[-1]["type"] in _FINAL_EVENTS:
-        return response
-    return response | {"output": [item for _, item in sorted(output.items())]}
+def _model_columns(steps: Sequence[ModelStep]) -> dict[str, list[str]]:
+    return {
+        "model_keys": [step.key for step in steps],
+        "model_requests": [step.request_hash for step in steps],
+        "model_responses": [step.response for step in steps],
+    }
+
+
+def _end_columns(end: End) -> dict[str, str | int | list[str] | None]:
+    asked = end.asked or {}
+    return {
+        "status": end.status,
+        "title": end.title,
+        "open": int(end.open),
+        "open_hash": end.open_hash,
+        "approval_ids": list(asked),
+        "approval_keys": [step.key for step in asked.values()],
+        "approval_calls": [call_json(step) for step in asked.values()],
+    }

@@ -9,10 +9,11 @@ Source of the contract: https://openai.github.io/openai-agents-python/sessions/
 
 from __future__ import annotations
 
-import re
-import secrets
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from agents import RunContextWrapper, SessionSettings, TResponseInputItem
 
@@ -24,16 +25,15 @@ from threadkeep.history import (
     check_id,
     decode_item,
     encode_items,
+    new_epoch,
     read_history,
 )
-
-TITLE_LENGTH = 80
-"""Of a title made from the first message, in characters."""
+from threadkeep.mend import mended
+from threadkeep.session_turn import current_turn, hold_turn
+from threadkeep.titles import title_of
 
 NEWEST = 2**62
 """A seq above every other."""
-
-_NOT_IN_TITLES = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class Session:
@@ -105,22 +105,15 @@ class Session:
 
         Args:
             limit: How many at most. None: the settings' limit, else all.
-            wrapper: The run's context; the Runner passes it.
+            wrapper: The run's context; the Runner passes it. What it reads for its model has no
+                half turns in it: see `threadkeep.mend`.
 
         Raises:
             SessionNotFoundError: The session is another owner's.
             DatabaseError: It could not be read.
         """
-        limit = self._limit(limit)
-        if limit == 0:
-            return []
-        database = self._open_database()
-        if limit is not None and not cache_of(database).get(self.session_id, self._owner).count:
-            newest = await self._read_newest(database, limit)
-            if newest is not None:
-                return newest
-        history = await read_history(database, self.session_id, self._owner)
-        return history.items(limit)
+        items = await self._read(self._limit(limit))
+        return mended(items) if self._is_for_a_model(limit, wrapper) else items
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
@@ -138,6 +131,10 @@ class Session:
         """
         encoded = encode_items(items)
         if not encoded:
+            return
+        turn = current_turn(self._open_database(), self.session_id, self._owner)
+        if turn is not None:
+            turn.added += encoded
             return
         rows = await self._open_database().call(
             "append_items",
@@ -159,6 +156,9 @@ class Session:
             SessionNotFoundError: The session is another owner's.
             DatabaseError: Nothing was removed.
         """
+        turn = current_turn(self._open_database(), self.session_id, self._owner)
+        if turn is not None and turn.added:
+            return cast(TResponseInputItem, json.loads(turn.added.pop()))
         while True:
             history = await read_history(self._open_database(), self.session_id, self._owner)
             seq = history.last_seq()
@@ -177,6 +177,9 @@ class Session:
             SessionNotFoundError: The session is another owner's.
             DatabaseError: Nothing was removed.
         """
+        turn = current_turn(self._open_database(), self.session_id, self._owner)
+        if turn is not None:
+            turn.added.clear()
         while True:
             rows = await self._open_database().call(
                 "read_latest_items",
@@ -191,6 +194,23 @@ class Session:
                 raise SessionNotFoundError
             if await self._change("cut_items", keep=0, epoch=rows[0]["epoch"], seq=rows[0]["head"]):
                 return
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Self]:
+        """One turn, alone and whole: `async with session.turn(): await Runner.run(…)`.
+
+        Turns of a session, here, in other processes and in servers, run one after the other. What
+        one adds is stored when it ends, all of it; when it raises, nothing is, and the session is
+        as before. What was there before, and is popped or cleared in it, goes at once.
+
+        Raises:
+            InvalidInputError: This code runs in a turn of the session already.
+            SessionNotFoundError: The session is another owner's.
+            RunLostError: The process was silent for too long, or the session was deleted; nothing
+                was stored.
+        """
+        async with hold_turn(self._open_database(), self.session_id, self._owner):
+            yield self
 
     async def close(self) -> None:
         """Gives up this session's hold on the database, which closes with its last session.
@@ -218,6 +238,35 @@ class Session:
         if limit is not None and limit < 0:
             raise InvalidInputError("limit must be 0 or more.", param="limit")
         return limit
+
+    def _is_for_a_model(self, limit: int | None, wrapper: RunContextWrapper[Any] | None) -> bool:
+        """Whether the Runner reads what its model is to see.
+
+        It also looks for what it has stored, among the newest items: when it takes them back, and
+        when a run is resumed. These must be as they are stored. A limit tells: for a model there is
+        none but that of the settings, and nothing was asked yet. Where the run itself has set one,
+        the SDK leaves out half turns.
+        """
+        if wrapper is None or limit is None:
+            return wrapper is not None
+        begun = bool(wrapper.turn_input or wrapper.usage.requests)
+        return self._settings is not None and limit == self._settings.limit and not begun
+
+    async def _read(self, limit: int | None) -> list[TResponseInputItem]:
+        turn = current_turn(self._open_database(), self.session_id, self._owner)
+        added = turn.items() if turn is not None else []
+        if limit is None or limit > len(added):
+            return await self._read_stored(None if limit is None else limit - len(added)) + added
+        return added[len(added) - limit :]
+
+    async def _read_stored(self, limit: int | None) -> list[TResponseInputItem]:
+        database = self._open_database()
+        if limit is not None and not cache_of(database).get(self.session_id, self._owner).count:
+            newest = await self._read_newest(database, limit)
+            if newest is not None:
+                return newest
+        history = await read_history(database, self.session_id, self._owner)
+        return history.items(limit)
 
     async def _read_newest(self, database: Database, limit: int) -> list[TResponseInputItem] | None:
         """The newest items without the rest; None when damage among them asks for a full read."""
@@ -260,29 +309,3 @@ def _settings_of(values: dict[str, Any]) -> SessionSettings:
             f"session_settings may hold what agents.SessionSettings does: {', '.join(names)}.",
             param="session_settings",
         ) from error
-
-
-def new_epoch() -> int:
-    """A random 63-bit number: the next epoch of a session."""
-    return secrets.randbits(63)
-
-
-def title_of(items: list[TResponseInputItem]) -> str | None:
-    """A title made from the first text a user wrote, on one line; None when there is none."""
-    for item in items:
-        if item.get("role") == "user":
-            words = _NOT_IN_TITLES.sub(" ", text_of(item.get("content"))).split()
-            text = " ".join(words)
-            if text:
-                return text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "…"
-    return None
-
-
-def text_of(content: object) -> str:
-    """The text of a message's content, whether it is a string or a list of parts."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    texts = (part.get("text") for part in content if isinstance(part, dict))
-    return "\n".join(text for text in texts if isinstance(text, str))

@@ -100,6 +100,10 @@ class Settings(DatabaseSettings):
     workers: int = Field(1, alias="WORKERS", ge=1, le=64)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
     task_timeout_seconds: float = Field(3600, alias="TASK_TIMEOUT_SECONDS", gt=0)
+    session_concurrency: Literal["enqueue", "reject", "interrupt", "rollback"] = Field(
+        "enqueue", alias="SESSION_CONCURRENCY"
+    )
+    session_queue_limit: int = Field(100, alias="SESSION_QUEUE_LIMIT", ge=1)
     run_retention_days: float = Field(7, alias="RUN_RETENTION_DAYS", gt=0)
     trust_proxy_headers: bool = Field(False, alias="THREADKEEP_TRUST_PROXY_HEADERS")
 

@@ -2,25 +2,27 @@
 
 Everything that waits in the queue is committed together, each job in a savepoint of its own so that
 one that fails takes no other with it. Callers wait on futures of their own event loop, so one
-database serves several loops; nobody waits on a lock. Other processes may use the same file.
+database serves several loops; nobody waits on a lock. Other processes may use the same file, and
+a signal is any commit of theirs or ours: SQLite tells nobody, so whoever waits looks now and then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import queue
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from threadkeep.database import Row, Value, load_statements
+from threadkeep.database import Row, Signal, Value, load_statements
 from threadkeep.errors import (
     ClosedError,
     DatabaseBusyError,
@@ -32,6 +34,9 @@ from threadkeep.migrate import RELEASE, Migration, load_migrations, pending
 
 BUSY_SECONDS = 10.0
 """How long another process may hold the file before a call gives up."""
+
+LOOK_SECONDS = 0.1
+"""How often whoever waits for a signal looks whether something was committed."""
 
 _Work = Callable[[sqlite3.Connection], Any]
 
@@ -54,6 +59,39 @@ class _Job:
             self.future.set_result(self.result)
         else:
             self.future.set_exception(self.error)
+
+
+class _Commits:
+    """A `Signal` of anything that was committed.
+
+    Args:
+        look: Gives what is another after each commit.
+    """
+
+    def __init__(self, look: Callable[[], Awaitable[object]]) -> None:
+        self._look = look
+        self._seen: object = None
+
+    async def start(self) -> None:
+        """From here on commits are signals."""
+        with contextlib.suppress(DatabaseError):
+            self._seen = await self._look()
+
+    async def wait(self, seconds: float) -> bool:
+        clock = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    # All look at the same moments, so that the thread does it for all at once.
+                    await asyncio.sleep(LOOK_SECONDS - clock() % LOOK_SECONDS)
+                    seen = await self._look()
+                    if seen != self._seen:
+                        self._seen = seen
+                        return True
+        except TimeoutError:
+            return False
+        except DatabaseError:
+            return True  # who reads now is told why
 
 
 class SQLiteDatabase:
@@ -86,6 +124,12 @@ class SQLiteDatabase:
         }
         writes = any(not text.startswith("SELECT") for text in script)
         return cast(list[Row], await self._submit(lambda c: _run(c, script, bound), writes=writes))
+
+    @contextlib.asynccontextmanager
+    async def signals(self, topic: str) -> AsyncIterator[Signal]:
+        signal = _Commits(lambda: self._submit(_changes, writes=False))
+        await signal.start()
+        yield signal
 
     async def open(self) -> None:
         await self._submit(lambda connection: None, writes=False)
@@ -152,6 +196,12 @@ def _run(
             names = [column[0] for column in cursor.description]
             rows = [dict(zip(names, row, strict=True)) for row in cursor]
     return rows
+
+
+def _changes(connection: sqlite3.Connection) -> tuple[int, int]:
+    """What others have committed, and what this connection has changed: as numbers that move."""
+    others: int = connection.execute("PRAGMA data_version").fetchone()[0]
+    return others, connection.total_changes
 
 
 def _serve(path: Path | None, jobs: queue.SimpleQueue[_Job | None]) -> None:

@@ -16,10 +16,10 @@ from agents import RunContextWrapper, SessionSettings, TResponseInputItem
 
 from threadkeep.errors import InvalidInputError, ModelError
 from threadkeep.history import encode_items
+from threadkeep.mend import is_callers, mended
 from threadkeep.response_events import PLACEHOLDER_ID, with_id
-from threadkeep.session import Session, text_of
-
-_CALLERS = {"user", "system", "developer"}
+from threadkeep.session import Session
+from threadkeep.titles import text_of
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,7 @@ def plan_turn(stored: Sequence[TResponseInputItem], request: Sequence[TResponseI
 
 def has_whole_view(request: Sequence[TResponseInputItem]) -> bool:
     """Whether a request holds what the agent said too, so that it tells the whole conversation."""
-    return not all(_is_callers(item) for item in request)
-
-
-def _is_callers(item: TResponseInputItem) -> bool:
-    return item.get("type", "message") == "message" and item.get("role") in _CALLERS
+    return not all(is_callers(item) for item in request)
 
 
 def _is_tool(item: TResponseInputItem) -> bool:
@@ -71,7 +67,7 @@ def _is_tool(item: TResponseInputItem) -> bool:
 def _tail_start(request: Sequence[TResponseInputItem]) -> int:
     """Where the part begins that waits for an answer: behind the last thing a model said."""
     for index in range(len(request) - 1, -1, -1):
-        if not _is_callers(request[index]) and not _is_output(request[index]):
+        if not is_callers(request[index]) and not _is_output(request[index]):
             if index == len(request) - 1:
                 raise InvalidInputError(
                     "input ends with what the agent said, so there is nothing to answer. "
@@ -181,7 +177,7 @@ class TurnSession:
         log: Takes what the run adds. None: nothing is stored, for requests with `store: false`.
 
     Attributes:
-        messages_added: How many messages of the agent the Runner has added in this turn.
+        added: What the Runner has added in this turn.
     """
 
     def __init__(
@@ -189,7 +185,7 @@ class TurnSession:
     ) -> None:
         self.session_id = session.session_id
         self.session_settings: SessionSettings | None = None
-        self.messages_added = 0
+        self.added: list[dict[str, Any]] = []
         self._session = session
         self._items = list(base)
         self._log = log
@@ -198,8 +194,13 @@ class TurnSession:
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> list[TResponseInputItem]:
-        """The items before this turn, and what the Runner has added."""
-        return self._items[0 if limit is None else max(0, len(self._items) - limit) :]
+        """The items before this turn, and what the Runner has added.
+
+        The Runner reads for its model before it adds its input, and gets no half turn. Later it
+        reads only to see what has become of what it added.
+        """
+        items = self._items[0 if limit is None else max(0, len(self._items) - limit) :]
+        return mended(items) if self._input_comes else items
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
@@ -214,7 +215,7 @@ class TurnSession:
             self._items += items
         else:
             self.append([_with_own_id(item) for item in items])
-            self.messages_added += sum(item.get("role") == "assistant" for item in items)
+            self.added += cast(list[dict[str, Any]], items)
 
     def append(self, items: list[TResponseInputItem]) -> None:
         """Takes items of the run, whichever. Raises as `add_items` does."""
@@ -233,6 +234,8 @@ class TurnSession:
         if self._log is not None:
             await self._log.flush()
             await self._session.pop_item()
+        if self.added:
+            self.added.pop()
         return self._items.pop() if self._items else None
 
     async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:

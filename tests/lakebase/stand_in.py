@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from itertools import count
 from urllib.parse import urlsplit
 
+import databricks.sdk  # noqa: F401 - the first login of a test must not wait for it
+
 from tests.lakebase.api import workspace_api
 from tests.lakebase.flaky import flaky_way
 from tests.lakebase.postgres import FLAKY_HOST, HOST, PORT, check_free, lakebase_postgres

@@ -2,7 +2,7 @@
 
 from threadkeep.server.app import create_app
 from threadkeep.server.requests import ResponsesRequest
-from threadkeep.server.responses import AgentContext
+from threadkeep.server.run_requests import AgentContext
 from threadkeep.server.serve import serve
 
 __all__ = ["AgentContext", "ResponsesRequest", "create_app", "serve"]

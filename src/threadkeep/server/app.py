@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from agents import Agent
@@ -14,13 +15,18 @@ from threadkeep.connect import connect
 from threadkeep.migrate import RELEASE
 from threadkeep.models import Models
 from threadkeep.retention import keep_forgetting
+from threadkeep.run_request import Limits
 from threadkeep.runs import Runs
-from threadkeep.server import health, pages, responses, sessions
+from threadkeep.server import approvals, health, pages, responses, sessions
 from threadkeep.server.errors import add_error_handlers
 from threadkeep.server.guard import Guard
 from threadkeep.server.requests import ResponsesRequest
-from threadkeep.server.responses import AgentContext, CreateAgent, GetSessionId
+from threadkeep.server.run_requests import AgentContext, CreateAgent, GetSessionId, RunRequests
 from threadkeep.settings import Settings
+from threadkeep.take_over import keep_taking_over
+
+_LOOKS = 5
+"""How often a server looks for lost runs, in the time after which a silent one is lost."""
 
 
 def create_app(
@@ -30,6 +36,7 @@ def create_app(
     *,
     page: bool = True,
     on_progress: Callable[[str], None] = print,
+    limits: Limits | None = None,
 ) -> FastAPI:
     """Makes the app; it opens its database and loads its model when it starts.
 
@@ -39,6 +46,7 @@ def create_app(
         settings: Read from the environment.
         page: Whether to serve the chat page.
         on_progress: Told, in a line each, how the loading of the embedded model goes.
+        limits: What holds for every run, the same for all replicas; by default what is set.
 
     Raises:
         SettingsError: A setting can't be used.
@@ -53,11 +61,15 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.limits = limits or Limits(settings.task_timeout_seconds, settings.session_queue_limit)
     app.state.models = models
-    app.state.create_agent = create_agent
-    app.state.get_session_id = get_session_id
-    for part in (responses.router, sessions.router, health.router, pages.docs_router):
-        app.include_router(part)
+    app.state.run_requests = RunRequests(
+        create_agent, get_session_id, models, models.name, settings.session_concurrency
+    )
+    app.state.first_agent = partial(_first_agent, create_agent, get_session_id)
+    for part in (responses, sessions, approvals, health):
+        app.include_router(part.router)
+    app.include_router(pages.docs_router)
     if page:
         app.include_router(pages.router)
     add_error_handlers(app)
@@ -73,20 +85,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened.push_async_callback(database.close)
         await database.open()
         opened.push_async_callback(app.state.models.aclose)
-        await app.state.models.start(_first_agent(app) if app.state.models.is_local else None)
-        runs = Runs(database, timeout=settings.task_timeout_seconds)
+        await app.state.models.start(app.state.first_agent() if app.state.models.is_local else None)
+        runs = Runs(database, app.state.limits, app.state.run_requests.restore)
         opened.push_async_callback(runs.aclose)
         app.state.database, app.state.runs = database, runs
-        forgetting = asyncio.create_task(
-            keep_forgetting(database, settings.run_retention_days), name="retention"
-        )
-        opened.callback(forgetting.cancel)
+        loops = {
+            "retention": keep_forgetting(database, settings.run_retention_days),
+            "take-over": keep_taking_over(runs, app.state.limits.lost_after_ms / 1000 / _LOOKS),
+        }
+        for name, loop in loops.items():
+            opened.callback(asyncio.create_task(loop, name=name).cancel)
         yield
 
 
-def _first_agent(app: FastAPI) -> Agent[Any]:
+def _first_agent(create_agent: CreateAgent, get_session_id: GetSessionId) -> Agent[Any]:
     """An agent as a first turn would have it, for the embedded model to read ahead."""
     request = ResponsesRequest(input="Hello")
-    context = AgentContext(app.state.get_session_id(request), None, request)
-    agent: Agent[Any] = app.state.create_agent(context)
-    return agent
+    return create_agent(AgentContext(get_session_id(request), None, request))

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from threadkeep.errors import ConflictError, ThreadkeepError
+from threadkeep.errors import ConflictError, QueueFullError, ThreadkeepError
 from threadkeep.failures import Failure, describe
 
 _TYPES = {
@@ -24,6 +24,9 @@ _TYPES = {
     502: "model_error",
     503: "service_unavailable",
 }
+
+RETRY_SECONDS = "5"
+"""When to come back to a session that too many turns wait for."""
 
 _SENTENCES = {
     "missing": "is missing",
@@ -83,6 +86,8 @@ async def _threadkeep_error(_: Request, error: Exception) -> JSONResponse:
         # The official client would ask again by itself, and pay for the same failure three times.
         named = f"{error.failure.message} ({error.run_id})"
         return error_response(replace(error.failure, message=named), **{"x-should-retry": "false"})
+    if isinstance(error, QueueFullError):
+        return error_response(describe(error), **{"retry-after": RETRY_SECONDS})
     if isinstance(error, ConflictError):
         return error_response(describe(error), **{"x-should-retry": "false"})
     return error_response(describe(error))

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from agents import Agent, RunConfig
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from threadkeep.errors import AgentCodeError, DuplicateError, InvalidInputError
-from threadkeep.failures import recalled
+from threadkeep.errors import DuplicateError, InvalidInputError
+from threadkeep.failures import recalled, stopped
 from threadkeep.history import check_id
-from threadkeep.run import Run, RunRequest
+from threadkeep.run import Run
 from threadkeep.server.errors import RunFailedError
 from threadkeep.server.identity import owner_of
 from threadkeep.server.requests import ResponsesRequest, check_json, input_items
@@ -28,21 +26,6 @@ MAX_CURSOR = 2**53
 """Of a number that says how far a client is: what JSON's readers hold exactly."""
 
 Owner = Annotated[str, Depends(owner_of)]
-
-
-@dataclass(frozen=True)
-class AgentContext:
-    """What one run is about: given to `create_agent`, and to tools as the SDK's context.
-
-    Args:
-        session_id: The conversation.
-        owner: Whose it is; None when the server has one user only.
-        request: What the client sent.
-    """
-
-    session_id: str
-    owner: str | None
-    request: ResponsesRequest
 
 
 @dataclass(frozen=True)
@@ -80,10 +63,6 @@ class Key:
         return run_id
 
 
-CreateAgent = Callable[[AgentContext], Agent[Any]]
-GetSessionId = Callable[[ResponsesRequest], str]
-
-
 @router.post("/responses", response_model=None)
 @router.post("/invocations", response_model=None)
 async def create_response(
@@ -117,6 +96,10 @@ async def create_response(
     await run.wait()
     if run.failure is not None:
         raise RunFailedError(run.failure, run.run_id)
+    if run.left:
+        if request.app.state.runs.is_stopping:
+            raise RunFailedError(stopped(run.run_id), run.run_id)
+        return await _repeat(run.run_id, body, request, owner)
     return JSONResponse(run.response())
 
 
@@ -183,36 +166,16 @@ async def _start(body: ResponsesRequest, request: Request, owner: str, key: Key 
     if body.previous_response_id is not None and body.conversation is None:
         response_id = check_id(body.previous_response_id, "previous_response_id")
         body.conversation = await state.runs.session_of(response_id, owner)
-    session_id = _session_id(state.get_session_id, body)
-    context = AgentContext(session_id, owner or None, body)
+    session_id = state.run_requests.session_id(body)
     run: Run = state.runs.start(
-        RunRequest(
-            session_id=session_id,
-            owner=owner,
-            items=items,
-            agent=state.create_agent(context),
-            context=context,
-            # Traces would carry what users write to OpenAI, unasked.
-            run_config=RunConfig(model_provider=state.models, tracing_disabled=True),
-            model=state.models.name,
-            store=body.store,
-            background=body.background,
-            metadata=body.metadata or {},
-            previous_response_id=body.previous_response_id,
+        state.run_requests.make(
+            body,
+            session_id,
+            owner,
+            items,
             idempotency_key=key.name if key else None,
             request_hash=key.request_hash if key else "",
         )
     )
     await asyncio.shield(run.received)
     return run
-
-
-def _session_id(get_session_id: GetSessionId, body: ResponsesRequest) -> str:
-    """The session of a request; whose fault it is when that is no id, the error tells."""
-    told: object = get_session_id(body)
-    given = (body.custom_inputs or {}).get("session_id")
-    if isinstance(told, str) or (told is not None and told is given):
-        return check_id(told, "custom_inputs.session_id")
-    raise AgentCodeError(
-        f"get_session_id in agent_server/agent.py must return a string, not {type(told).__name__}."
-    )

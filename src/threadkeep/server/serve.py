@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stops runs, then connections."""
-        await cast(FastAPI, self.config.app).state.runs.aclose()
+        await cast(FastAPI, self.config.app).state.runs.aclose(STOP_SECONDS)
         await super().shutdown(sockets)
 
 

@@ -14,7 +14,8 @@ from threadkeep.history import cache_of, decode_item, report_damage
 from threadkeep.response_events import PLACEHOLDER_ID
 from threadkeep.server.markdown import render
 from threadkeep.server.responses import MAX_CURSOR, Owner
-from threadkeep.session import NEWEST, text_of
+from threadkeep.session import NEWEST
+from threadkeep.titles import text_of
 
 router = APIRouter(tags=["sessions"])
 

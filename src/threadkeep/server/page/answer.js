@@ -205,6 +205,8 @@ export class Answer {
         return open?.step?.addArguments(event.delta);
       case "response.output_item.done":
         return this.#done(index, event.item);
+      case "threadkeep.resumed":
+        return event.voided.forEach((each) => this.#void(each));
     }
   }
 
@@ -261,6 +263,18 @@ export class Answer {
     const { step } = this.#open.get(index);
     if (item.type === "function_call") step.setArguments(item.arguments);
     else describe(step, item);
+  }
+
+  /** Takes away what another server says anew, because the first one did not end it. */
+  #void(index) {
+    const { texts, step } = this.#open.get(index) ?? {};
+    for (const text of texts?.values() ?? []) {
+      text.element.remove();
+      this.#texts = this.#texts.filter((other) => other !== text);
+    }
+    step?.element.remove();
+    this.#calls = this.#calls.filter((call) => call.step !== step);
+    this.#open.delete(index);
   }
 
   /** A message that was never streamed, or not as HTML, is shown from its end. */

@@ -126,13 +126,12 @@ WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: branch_session
 -- Keeps the whole session as a fork under `fork_id`, then removes every item after seq `keep` here,
--- if nothing changed since (epoch, seq) was read and no run that is alive has the session.
+-- if nothing changed since (epoch, seq) was read and no run has the session.
 WITH head AS (
   UPDATE threadkeep.sessions
   SET seq = least(seq, :keep), epoch = :new_epoch, updated_at = clock_timestamp()
   WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
-    AND (run_id IS NULL
-         OR run_alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms')
+    AND run_id IS NULL
   RETURNING epoch, seq),
 fork AS (
   INSERT INTO threadkeep.sessions
@@ -158,7 +157,7 @@ WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: get_session
 -- One session of an owner, without its items.
-SELECT session_id, title, metadata, epoch, seq, run_id, parent_session_id,
+SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at
 FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner;
@@ -193,9 +192,15 @@ items AS (
   DELETE FROM threadkeep.items USING gone WHERE items.session_id = gone.session_id),
 runs AS (
   DELETE FROM threadkeep.runs USING gone WHERE runs.session_id = gone.session_id
-  RETURNING runs.run_id),
+  RETURNING runs.run_id, runs.journal_id),
 events AS (
   DELETE FROM threadkeep.run_events USING runs WHERE run_events.run_id = runs.run_id),
+answers AS (
+  DELETE FROM threadkeep.model_calls WHERE journal_id IN (SELECT runs.journal_id FROM runs)),
+calls AS (
+  DELETE FROM threadkeep.tool_calls WHERE journal_id IN (SELECT runs.journal_id FROM runs)),
+approvals AS (
+  DELETE FROM threadkeep.approvals USING gone WHERE approvals.session_id = gone.session_id),
 still AS (
   SELECT FROM threadkeep.sessions
   WHERE session_id = :session_id AND owner = :owner AND NOT EXISTS (SELECT FROM gone)

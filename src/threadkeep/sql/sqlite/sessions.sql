@@ -83,13 +83,13 @@ RETURNING epoch, seq;
 
 -- name: branch_session
 -- Keeps the whole session as a fork under `fork_id`, then removes every item after seq `keep` here,
--- if nothing changed since (epoch, seq) was read and no run that is alive has the session.
+-- if nothing changed since (epoch, seq) was read and no run has the session.
 INSERT INTO sessions
   (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at)
 SELECT :fork_id, owner, title, metadata, :fork_epoch, seq, session_id, created_at, updated_at
 FROM sessions
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
-  AND (run_id IS NULL OR run_alive_at <= (SELECT now FROM clock) - :stale_after);
+  AND run_id IS NULL;
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT f.session_id, i.seq, i.data, i.run_id, i.created_at
 FROM sessions f JOIN items i ON i.session_id = f.parent_session_id
@@ -104,7 +104,7 @@ RETURNING epoch, seq;
 
 -- name: get_session
 -- One session of an owner, without its items.
-SELECT session_id, title, metadata, epoch, seq, run_id, parent_session_id, created_at, updated_at
+SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, parent_session_id, created_at, updated_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner;
 
 -- name: list_sessions
@@ -123,6 +123,14 @@ LIMIT :limit;
 DELETE FROM run_events WHERE run_id IN
   (SELECT r.run_id FROM runs r JOIN sessions s ON s.session_id = r.session_id
    WHERE s.session_id = :session_id AND s.owner = :owner);
+DELETE FROM model_calls WHERE journal_id IN
+  (SELECT r.journal_id FROM runs r JOIN sessions s ON s.session_id = r.session_id
+   WHERE s.session_id = :session_id AND s.owner = :owner);
+DELETE FROM tool_calls WHERE journal_id IN
+  (SELECT r.journal_id FROM runs r JOIN sessions s ON s.session_id = r.session_id
+   WHERE s.session_id = :session_id AND s.owner = :owner);
+DELETE FROM approvals WHERE session_id IN
+  (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
 DELETE FROM runs WHERE session_id IN
   (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
 DELETE FROM items WHERE session_id IN

@@ -1,0 +1,157 @@
+"""From what a client sent to what a run is asked to do, now or again in another process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast, get_args
+
+from agents import Agent, ModelProvider, RunConfig, TResponseInputItem
+
+from threadkeep.errors import AgentCodeError, InvalidInputError
+from threadkeep.history import check_id, json_text
+from threadkeep.run_request import Concurrency, RunRequest
+from threadkeep.runs import continuation_key
+from threadkeep.server.requests import ResponsesRequest, input_items
+
+
+@dataclass(frozen=True)
+class AgentContext:
+    """What one run is about: given to `create_agent`, and to tools as the SDK's context.
+
+    Args:
+        session_id: The conversation.
+        owner: Whose it is; None when the server has one user only.
+        request: What the client sent.
+    """
+
+    session_id: str
+    owner: str | None
+    request: ResponsesRequest
+
+
+CreateAgent = Callable[[AgentContext], Agent[Any]]
+GetSessionId = Callable[[ResponsesRequest], str]
+
+
+class RunRequests:
+    """Makes the requests of runs.
+
+    Args:
+        create_agent: Makes the agent of a run.
+        get_session_id: Tells the session of a request.
+        models: Gives a model by its name.
+        model_name: That of the default model, for the reply.
+        concurrency: What becomes of a turn whose session has one at work, unless the client says.
+
+    Attributes:
+        models: As above.
+    """
+
+    def __init__(
+        self,
+        create_agent: CreateAgent,
+        get_session_id: GetSessionId,
+        models: ModelProvider,
+        model_name: str,
+        concurrency: Concurrency,
+    ) -> None:
+        self._create_agent = create_agent
+        self._get_session_id = get_session_id
+        self.models = models
+        self._model_name = model_name
+        self._concurrency = concurrency
+
+    def make(
+        self,
+        body: ResponsesRequest,
+        session_id: str,
+        owner: str,
+        items: list[TResponseInputItem],
+        *,
+        idempotency_key: str | None = None,
+        request_hash: str = "",
+        previous_response_id: str | None = None,
+        goes_on_from: str = "",
+    ) -> RunRequest:
+        """A request that a client has sent.
+
+        Raises:
+            InvalidInputError: Its `concurrency` is none.
+        """
+        context = AgentContext(session_id, owner or None, body)
+        source = {"body": body.model_dump(mode="json"), "goes_on_from": goes_on_from}
+        return RunRequest(
+            session_id=session_id,
+            owner=owner,
+            items=items,
+            make_agent=partial(self._create_agent, context),
+            context=context,
+            # Traces would carry what users write to OpenAI, unasked.
+            run_config=RunConfig(model_provider=self.models, tracing_disabled=True),
+            model=self._model_name,
+            source=json_text(source),
+            store=body.store,
+            background=body.background,
+            metadata=body.metadata or {},
+            previous_response_id=previous_response_id or body.previous_response_id,
+            idempotency_key=idempotency_key,
+            request_hash=request_hash,
+            concurrency=self._concurrency_of(body),
+            goes_on_from=goes_on_from,
+        )
+
+    def restore(self, session_id: str, owner: str, row: Mapping[str, Any]) -> RunRequest:
+        """The request of a stored run, to be made again.
+
+        Args:
+            session_id: Its session.
+            owner: Whose it is.
+            row: Its `request`, `request_hash` and `idempotency_key`; and `goes_on_from`, when it is
+                another run that is to go on with its turn.
+
+        Raises:
+            ValidationError: It was stored by a release whose requests we do not know.
+        """
+        source = json.loads(row["request"])
+        body = ResponsesRequest.model_validate(source["body"])
+        ended = row.get("goes_on_from")
+        return self.make(
+            body,
+            session_id,
+            owner,
+            input_items(body.input),
+            idempotency_key=continuation_key(ended) if ended else row["idempotency_key"],
+            request_hash="" if ended else row["request_hash"],
+            previous_response_id=ended,
+            goes_on_from=ended or source["goes_on_from"],
+        )
+
+    def session_id(self, body: ResponsesRequest) -> str:
+        """The session of a request; whose fault it is when that is no id, the error tells.
+
+        Raises:
+            InvalidInputError: It is no id.
+            AgentCodeError: `get_session_id` gave no text.
+        """
+        told: object = self._get_session_id(body)
+        given = (body.custom_inputs or {}).get("session_id")
+        if isinstance(told, str) or (told is not None and told is given):
+            return check_id(told, "custom_inputs.session_id")
+        raise AgentCodeError(
+            "get_session_id in agent_server/agent.py must return a string, not "
+            f"{type(told).__name__}."
+        )
+
+    def _concurrency_of(self, body: ResponsesRequest) -> Concurrency:
+        asked = (body.custom_inputs or {}).get("concurrency")
+        if asked is None:
+            return self._concurrency
+        if asked not in get_args(Concurrency):
+            raise InvalidInputError(
+                f"custom_inputs.concurrency must be one of {', '.join(get_args(Concurrency))}.",
+                param="custom_inputs.concurrency",
+            )
+        return cast(Concurrency, asked)

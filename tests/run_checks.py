@@ -1,0 +1,387 @@
+"""What must hold of runs and sessions, whatever happened: the promises, read from the tables."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, cast
+
+from tests.run_world import Peek, Replica, World, unpaired
+from threadkeep import Session
+from threadkeep.approvals import list_approvals
+from threadkeep.errors import ConflictError, DatabaseError, NotFoundError, ServerStoppingError
+from threadkeep.run import Run
+from threadkeep.titles import text_of
+
+SESSIONS = {"a": "ann", "b": "bob", "c": "ann"}
+"""The sessions, and whose they are."""
+
+FINAL = {"response.completed", "response.failed", "response.incomplete"}
+
+Row = dict[str, Any]
+Rows = list[Row]
+
+
+@dataclass
+class Known:
+    """What the test knows of a run.
+
+    Attributes:
+        number: The how manieth run it is.
+        replica: Where it began.
+        undone: Whether somebody asked that nothing of it is left, and nobody before that it stops.
+        asked: Whether somebody asked that it stops.
+        may_go: Whether somebody asked at any time that nothing of it is left.
+        mixed: Whether the session was changed by others while it was at work.
+        told: What a follower heard.
+    """
+
+    run: Run
+    number: int
+    replica: Replica
+    undone: bool = False
+    asked: bool = False
+    may_go: bool = False
+    mixed: bool = False
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def run_id(self) -> str:
+        return self.run.run_id
+
+    @property
+    def name(self) -> str:
+        return self.run.request.session_id
+
+    @property
+    def owner(self) -> str:
+        return self.run.request.owner
+
+    @property
+    def text(self) -> str:
+        return text_of(cast(dict[str, Any], self.run.request.items[0])["content"])
+
+
+@dataclass
+class Tables:
+    """All that is stored. An item has the columns of its row beside its own fields."""
+
+    sessions: dict[str, Row]
+    items: dict[str, Rows]
+    runs: dict[str, Row]
+    events: dict[str, Rows]
+    tools: Rows
+    approvals: Rows
+    journals: set[str]
+
+    def contents(self, name: str) -> Rows:
+        """The items of a session."""
+        return self.items.get(name, [])
+
+    def turns(self, name: str) -> list[tuple[str, Rows]]:
+        """The items of a session by turn, each by the run that it began with; notes left out."""
+        own = [item for item in self.contents(name) if item["run_id"]]
+        return [(turn, list(rows)) for turn, rows in groupby(own, self._turn)]
+
+    def of_turn(self, run: Row) -> Rows:
+        """The items of the turn of a run."""
+        rows = [rows for turn, rows in self.turns(run["session_id"]) if turn == run["journal_id"]]
+        return rows[0] if rows else []
+
+    def is_taken(self, name: str) -> bool:
+        """Whether a run has the session."""
+        return name in self.sessions and self.sessions[name]["run_id"] is not None
+
+    def _turn(self, item: Row) -> str:
+        turn: str = self.runs[item["run_id"]]["journal_id"]
+        return turn
+
+
+class Checks:
+    """Remembers what was done, and compares it with what is stored.
+
+    Args:
+        peek: Looks into the database.
+        world: What happened outside of it.
+    """
+
+    def __init__(self, peek: Peek, world: World) -> None:
+        self._peek = peek
+        self._world = world
+        self._runs: dict[str, Known] = {}
+        self._gone: set[str] = set()
+        self._notes: dict[str, list[str]] = {name: [] for name in SESSIONS}
+        self._popped: set[str] = set()
+        self._events: dict[str, list[dict[str, Any]]] = {}
+        self._at_work: set[str] = set()
+
+    async def clear(self) -> None:
+        """Begins with nothing."""
+        for table in _ORDERS:
+            await self._peek.rows(f"DELETE FROM threadkeep.{table}")
+
+    def started(self, run: Run, replica: Replica) -> Known:
+        """A run was started, by whomever."""
+        if run.request.concurrency in ("interrupt", "rollback"):
+            for other in self.unfinished():
+                if other.name == run.request.session_id:
+                    other.undone = not other.asked and run.request.concurrency == "rollback"
+                    other.asked = True
+                    other.may_go = other.may_go or run.request.concurrency == "rollback"
+        known = Known(run, len(self._runs), replica)
+        self._at_work.add(run.run_id)
+        return self._runs.setdefault(run.run_id, known)
+
+    def went_on(self, run_id: str | None, replica: Replica) -> None:
+        """A run was gone on with in another one."""
+        run = replica.runs._runs.get(run_id or "")  # noqa: SLF001 - nobody else has it
+        if run is not None and run not in replica.made:
+            replica.made.append(run)
+            self.started(run, replica)
+
+    def unfinished(self) -> list[Known]:
+        """The runs that had not ended when we looked last."""
+        return [known for run_id, known in self._runs.items() if run_id in self._at_work]
+
+    def cancelled(self, known: Known) -> None:
+        """Somebody cancels a run: then what it said may stay."""
+        known.undone, known.asked = False, True
+
+    def appended(self, name: str, note: str) -> None:
+        """Somebody else wrote into a session."""
+        self._notes[name].append(note)
+        for known in self.unfinished():
+            known.mixed = known.mixed or known.name == name
+
+    def popped(self, name: str, item: Any) -> None:
+        """Somebody took an item back."""
+        self._popped.add(name)
+        if item is not None and item.get("content") in self._notes[name]:
+            self._notes[name].remove(item["content"])
+
+    async def ids_of(self, name: str) -> set[str]:
+        """The runs of a session."""
+        rows = await self._peek.rows(
+            f"SELECT run_id FROM threadkeep.runs WHERE session_id = '{name}'"
+        )
+        return {row["run_id"] for row in rows}
+
+    def deleted(self, name: str, run_ids: Iterable[str]) -> None:
+        """A session was deleted, with these runs."""
+        self._gone |= set(run_ids)
+        self._notes[name] = []
+
+    async def is_idle(self, name: str) -> bool:
+        """Whether no run has a session, or waits for it."""
+        rows = await self._peek.rows(
+            f"SELECT 1 FROM threadkeep.runs WHERE session_id = '{name}' AND finished_at IS NULL"
+        )
+        return not rows
+
+    async def take_over(self, replica: Replica) -> None:
+        """A replica looks for what was lost; it passes over what it can't go on with."""
+        with contextlib.suppress(ConflictError):
+            await replica.take_over()
+        for run in replica.made:
+            if run.run_id not in self._runs:
+                self.started(run, replica)
+
+    async def follow(self, known: Known) -> None:
+        """Hears all of a run."""
+        try:
+            async for event in known.run.follow():
+                known.told.append(event)
+        except NotFoundError:
+            assert known.run_id in self._gone, f"{known.run_id} is not there any more"
+
+    async def unless_lost(self, replica: Replica, work: Coroutine[Any, Any, None]) -> None:
+        """Does what nobody hears the end of when a process is killed."""
+        try:
+            await work
+        except (DatabaseError, ServerStoppingError):
+            assert not replica.is_at_work, "a call failed, and its process was well"
+
+    async def look(self) -> None:
+        """Whether all promises are kept at this moment."""
+        assert not self._world.faults, self._world.faults
+        tables = await read_tables(self._peek)
+        self._at_work = {row["run_id"] for row in tables.runs.values() if not row["finished_at"]}
+        self._check_what_is_deleted(tables)
+        for name, session in tables.sessions.items():
+            self._check_session(tables, name, session)
+        for run in tables.runs.values():
+            self._check_events(tables, run)
+            if run["finished_at"] and not tables.is_taken(run["session_id"]):
+                self._check_end(tables, run)
+
+    async def end(self, replicas: list[Replica], tasks: list[asyncio.Task[None]]) -> None:
+        """Whether everybody was told the end, now that all was let go."""
+        await self.look()
+        waiting = [self._describe(run_id) for run_id in self._at_work]
+        made = [run for replica in replicas if not replica.database.dead for run in replica.made]
+        waiting += [f"{run.run_id} here ({run.status})" for run in made if not run.finished]
+        waiting += [repr(task) for task in tasks if not task.done()]
+        assert not waiting, f"somebody waits for ever: {waiting}"
+        for task in tasks:
+            task.result()
+        for known in self._runs.values():
+            if known.told and not known.replica.database.dead:
+                self._check_told(known)
+                self._check_refusal(known)
+        await self._check_owners(next(r for r in replicas if r.is_at_work))
+
+    def _describe(self, run_id: str) -> str:
+        known = self._runs.get(run_id)
+        return f"{run_id} of {known.name}, the {known.number}th" if known else run_id
+
+    def _check_what_is_deleted(self, tables: Tables) -> None:
+        there = {*tables.runs, *tables.events, *tables.journals}
+        there |= {row["run_id"] for rows in tables.items.values() for row in rows if row["run_id"]}
+        assert not there & self._gone, "what was deleted came back"
+        known = tables.runs.keys()
+        assert tables.events.keys() <= known, "events without their run"
+        assert tables.journals <= {run["journal_id"] for run in tables.runs.values()}, "lone steps"
+        assert {row["run_id"] for row in tables.approvals} <= known, "approvals without their run"
+        assert tables.items.keys() <= tables.sessions.keys(), "items without their session"
+        for name, notes in self._notes.items():
+            stored = [item["content"] for item in tables.contents(name) if not item["run_id"]]
+            assert stored == notes, f"{name}: what others wrote is {stored}, and was {notes}"
+
+    def _check_session(self, tables: Tables, name: str, session: Row) -> None:
+        items = tables.items.get(name, [])
+        assert [item["seq"] for item in items] == list(range(1, session["seq"] + 1)), "not dense"
+        assert session["seq"] or name in self._popped or session["run_id"], (
+            f"{name} is empty, and stays"
+        )
+        working = [
+            run["run_id"]
+            for run in tables.runs.values()
+            if run["session_id"] == name and run["status"] == "in_progress"
+        ]
+        assert working == ([session["run_id"]] if session["run_id"] else []), "who has the session?"
+        turns = tables.turns(name)
+        numbers = [self._runs[turn].number for turn, _ in turns]
+        assert numbers == sorted(set(numbers)), f"{name}: turns lie in the order {numbers}"
+        for turn, rows in turns:
+            said = [row["content"] for row in rows if row.get("role") == "user"]
+            assert said == [self._runs[turn].text], f"{name}: the input of a turn is {said}"
+            assert rows[0].get("role") == "user", f"{name}: a turn begins with {rows[0]}"
+        if not session["run_id"]:
+            assert not unpaired(tables.contents(name)), unpaired(tables.contents(name))
+
+    def _check_events(self, tables: Tables, run: Row) -> None:
+        events = tables.events.get(run["run_id"], [])
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        before = self._events.get(run["run_id"], [])
+        assert events[: len(before)] == before, "what was told was changed"
+        self._events[run["run_id"]] = events
+        finals = [event for event in events if event["type"] in FINAL]
+        assert len(finals) == (run["finished_at"] is not None), f"ends of {run['run_id']}: {finals}"
+        if finals:
+            assert events[-1] is finals[0], "something was told after the end"
+            assert finals[0]["response"]["status"] == run["status"]
+
+    def _check_end(self, tables: Tables, run: Row) -> None:
+        """What a run that has ended leaves in its session."""
+        known, name = self._runs[run["run_id"]], run["session_id"]
+        items = tables.of_turn(run)
+        tools = [step for step in tables.tools if step["journal_id"] == run["journal_id"]]
+        if known.mixed or name in self._popped:
+            return
+        if run["status"] == "failed" and not tools:
+            why = tables.events[run["run_id"]][-1]["response"]["error"]
+            assert not items, f"a turn that failed before any tool left {items}: {why}"
+        elif run["status"] == "cancelled" and known.undone:
+            assert not items, f"a turn that was rolled back left {items}"
+        elif items or not known.may_go:
+            self._check_kept(tables, run, items, tools)
+
+    def _check_kept(self, tables: Tables, run: Row, items: Rows, tools: Rows) -> None:
+        """Nothing that was told or done is missing."""
+        ids = [(item.get("type"), item["call_id"]) for item in items if "call_id" in item]
+        texts = [text_of(item["content"]) for item in items if "content" in item]
+        for step in tools:
+            call_id = json.loads(step["call"])["call_id"]
+            made = self._world.starts[call_id] > 0
+            assert not made or ("function_call_output", call_id) in ids, (
+                f"{call_id} was called and is lost"
+            )
+        for item in tables.events[run["run_id"]][-1]["response"]["output"]:
+            if "call_id" in item:
+                assert (item["type"], item["call_id"]) in ids, f"{item} was told and is not kept"
+            elif item["type"] == "message":
+                text, how = text_of(item["content"]), run["status"]
+                assert text in texts, f"'{text}' was told, the run {how}, and it is not kept"
+
+    def _check_told(self, known: Known) -> None:
+        stored = self._events.get(known.run_id, [])
+        if known.run_id in self._gone:
+            return
+        assert known.told[-1]["type"] in FINAL, f"the end of {known.run_id} was not told"
+        if stored and not known.replica.was_frozen:
+            assert known.told == stored, f"{known.run_id} is told as it is not stored"
+
+    def _check_refusal(self, known: Known) -> None:
+        """Nobody is refused but for what was asked."""
+        request, failure = known.run.request, known.run.failure
+        may_be = {"model_error", "agent_error"}
+        if request.concurrency == "reject":
+            may_be.add("session_busy")
+        if request.concurrency == "rollback":
+            may_be.add("conflict")
+        if request.idempotency_key:
+            may_be.add("database_unavailable")  # a run has the key already
+        if known.replica.was_frozen or known.run_id in self._gone or failure is None:
+            return
+        assert failure.code in may_be, f"{known.run_id} was refused: {failure.code}"
+
+    async def _check_owners(self, replica: Replica) -> None:
+        for known in self._runs.values():
+            other = "bob" if known.owner == "ann" else "ann"
+            for work in (
+                replica.runs.response(known.run_id, other),
+                replica.runs.cancel(known.run_id, other),
+                Session(known.name, database=replica.database, owner=other).get_items(),
+            ):
+                with contextlib.suppress(NotFoundError):
+                    assert not await work, "another owner sees it"
+            shown = await list_approvals(replica.database, other, status="", after="", limit=1000)
+            assert known.run_id not in [approval["previous_response_id"] for approval in shown]
+
+
+_ORDERS = {
+    "sessions": "session_id",
+    "items": "session_id, seq",
+    "runs": "run_id",
+    "run_events": "run_id, seq",
+    "model_calls": "journal_id, key",
+    "tool_calls": "journal_id, key",
+    "approvals": "approval_id",
+}
+"""The tables, and how to read each."""
+
+
+async def read_tables(peek: Peek) -> Tables:
+    """Reads all that is stored."""
+    read = [f"SELECT * FROM threadkeep.{name} ORDER BY {key}" for name, key in _ORDERS.items()]
+    sessions, rows, runs, told, models, tools, approvals = await peek.at_once(read)
+    items: dict[str, Rows] = {}
+    for row in rows:
+        place = {"seq": row["seq"], "run_id": row["run_id"]}
+        items.setdefault(row["session_id"], []).append(json.loads(row["data"]) | place)
+    events: dict[str, Rows] = {}
+    for row in told:
+        events.setdefault(row["run_id"], []).append(json.loads(row["data"]))
+    return Tables(
+        {row["session_id"]: row for row in sessions},
+        items,
+        {row["run_id"]: row for row in runs},
+        events,
+        tools,
+        approvals,
+        {row["journal_id"] for row in tools + models},
+    )

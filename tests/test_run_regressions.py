@@ -1,0 +1,73 @@
+"""Sequences that broke a promise once, as the machine test found them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.backends import SQLite
+from tests.run_world import Peek, Replica, World, new_replica
+from threadkeep import Session
+from threadkeep.database import Database
+
+
+@pytest.fixture
+async def replicas(tmp_path: Path) -> AsyncIterator[list[Replica]]:
+    backend = SQLite(tmp_path / "threadkeep.db")
+    world = World(Peek(backend))
+    replicas = [new_replica(world, backend) for _ in range(2)]
+    yield replicas
+    for replica in replicas:
+        await replica.kill()
+        await replica.database.inner.close()
+
+
+async def texts(database: Database) -> list[object]:
+    session = Session("s", database=database, owner="ann")
+    return [item.get("content") for item in await session.get_items()]
+
+
+async def until_asked(replica: Replica) -> None:
+    while not replica.world.steps:  # noqa: ASYNC110 - it is the model that says so
+        await asyncio.sleep(0.01)
+
+
+async def test_what_others_wrote_in_a_turn_outlives_its_rollback(replicas: list[Replica]) -> None:
+    """The turn then stays as well: it can't be taken out from under what came after."""
+    here, _ = replicas
+    first = here.start(here.request("first", "s", "ann"))
+    await until_asked(here)
+    session = Session("s", database=here.database, owner="ann")
+    await session.add_items([{"role": "user", "content": "note"}])
+    second = here.start(here.request("second", "s", "ann", "rollback"))
+    await first.wait()
+    await asyncio.wait_for(second.received, 5)
+    assert await texts(here.database) == ["first", "note", "second"]
+
+
+async def test_a_queued_run_goes_with_its_session(replicas: list[Replica]) -> None:
+    """It does not make the session anew when it is its turn."""
+    here, there = replicas
+    first = here.start(here.request("first", "s", "ann"))
+    await until_asked(here)
+    second = there.start(there.request("second", "s", "ann"))
+    await asyncio.wait_for(second.received, 5)
+    await here.database.call("delete_session", session_id="s", owner="ann")
+    await asyncio.wait_for(asyncio.gather(first.wait(), second.wait()), 5)
+    assert (first.status, second.status) == ("failed", "failed")
+    assert await texts(here.database) == []
+
+
+async def test_a_run_that_is_stopped_while_it_enters_is_ended(replicas: list[Replica]) -> None:
+    """Its session is free at once, and nobody makes the run later."""
+    here, there = replicas
+    run = here.start(here.request("first", "s", "ann"))
+    while not here.database.busy:  # noqa: ASYNC110 - until its admission is under way
+        await asyncio.sleep(0)
+    await run.stop()
+    assert (await there.runs.response(run.run_id, "ann"))["status"] == "cancelled"
+    rows = await there.database.call("get_session", session_id="s", owner="ann")
+    assert [row["run_id"] for row in rows] in ([], [None])
