@@ -317,7 +317,7 @@ async def test_replicas_are_killed_every_second(postgres: str, tmp_path: Path, p
     print(f"{len(approvals)} calls in doubt decided")
     assert wrong == []
     assert turns > USERS
-    assert running.kills >= (50 if prove else 6)
+    assert running.kills >= (50 if prove else 2)
 
 
 def _events_of(line: str) -> list[Json]:

@@ -289,7 +289,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for long until they look, or write."""
     monkeypatch.setattr("threadkeep.run_log.FLUSH_SECONDS", 0.01)
     monkeypatch.setattr("threadkeep.sqlite.LOOK_SECONDS", 0.02)
-    for module in ("run", "stored_runs"):
+    for module in ("run_entry", "stored_runs"):
         monkeypatch.setattr(f"threadkeep.{module}.LOOK_SECONDS", 0.1)
 
 

@@ -55,7 +55,7 @@ def write(run_id: str, attempt: int = 1, **more: Any) -> dict[str, Any]:
     lists += ["tool_states", "tool_repeatable", "tool_calls", "tool_outputs", "tool_approvals"]
     lists += ["approval_ids", "approval_keys", "approval_calls"]
     rest = {"journal_id": run_id, "first_seq": 1, "first_item": 0, "status": "", "open": 0}
-    return who | {name: [] for name in lists} | rest | {"open_hash": None} | more
+    return who | {name: [] for name in lists} | rest | {"open_hash": None, "title": None} | more
 
 
 async def test_what_a_run_has_done_is_not_done_again(
@@ -84,7 +84,7 @@ async def test_what_a_run_has_done_is_not_done_again(
     assert await call("request_stop", run_id="r1", owner="", how="cancel")
     held = {"run_id": "r1", "session_id": "s", "attempt": 1, "stale_after": 1000}
     await call("release_run", **held)
-    await database.call("claim_lost_run", stale_after=1000)
+    await database.call("claim_lost_run", stale_after=1000, own=[])
     rows = await database.call("get_session", session_id="s", owner="")
     assert (rows[0]["run_id"], rows[0]["seq"]) == ("r1", 1)
     back = {"session_id": "s", "owner": "", "run_id": "r1", "attempt": 2, "fork_id": ""}
@@ -118,7 +118,7 @@ async def test_ended_runs_cost_nothing(database: Database, place: Postgres) -> N
         return int(await other.fetchval(reads))
 
     before = await read()
-    await database.call("claim_lost_run", stale_after=1000)
+    await database.call("claim_lost_run", stale_after=1000, own=[])
     await database.call("list_decided_runs", stale_after=1000, limit=20)
     await database.call("end_lost_turns", session_id="", stale_after=1000, given_up_after=None)
     await database.call("begin_turn", **begin("z0"))

@@ -27,6 +27,6 @@ async def test_who_leaves_before_the_wait_begins_is_heard() -> None:
     """Else whoever waits would do so for ever."""
     line = TurnLine()
     place = line.enter(Waiting(), "resp_1")
-    moves = asyncio.ensure_future(line.moves())
+    moved = line.moved
     line.leave(place)
-    assert await asyncio.wait_for(moves, 1)
+    assert await asyncio.wait_for(moved.wait(), 1)
