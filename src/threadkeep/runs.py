@@ -133,7 +133,7 @@ class Runs:
             given_up_after=None,
         )
 
-    async def go_on_with_decided(self) -> None:
+    async def go_on_with_decided(self) -> list[Run]:
         """Goes on with turns whose approvals are all decided, and nobody went on with.
 
         Raises:
@@ -142,9 +142,11 @@ class Runs:
         rows = await self._database.call(
             "list_decided_runs", stale_after=self._limits.lost_after_ms, limit=_DECIDED_BATCH
         )
+        runs = []
         for row in rows:
             with contextlib.suppress(ConflictError, DuplicateError):  # somebody else was faster
-                await self.go_on_with(row["run_id"], row["owner"])
+                runs.append(await self.go_on_with(row["run_id"], row["owner"]))
+        return runs
 
     async def go_on_with(self, run_id: str, owner: str) -> Run:
         """Takes up the turn of a run that has ended before the turn was done, in a new run.
