@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,53 @@ async def test_a_run_that_is_stopped_while_it_enters_is_ended(replicas: list[Rep
     assert (await there.runs.response(run.run_id, "ann"))["status"] == "cancelled"
     rows = await there.database.call("get_session", session_id="s", owner="ann")
     assert [row["run_id"] for row in rows] in ([], [None])
+
+
+@pytest.mark.parametrize("calls", range(6))
+async def test_a_run_that_is_stopped_before_it_caught_up_keeps_what_was_done(
+    replicas: list[Replica], calls: int
+) -> None:
+    """Also when it is asked to before its new process knows what that was."""
+    here, there = replicas
+    lost = here.start(here.request("first", "s", "ann"))
+    for how in ("call", "return", "call"):
+        await until_asked(here)
+        here.world.steps[0].let_go(how)
+        await asyncio.sleep(0.1)
+    await here.kill()
+    await here.world.peek.silence([lost.run_id])
+    before = there.database.calls
+    (run,) = await there.take_over()
+    while there.database.calls < before + 4 + calls and not run.finished:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await run.stop()
+    items = await Session("s", database=there.database, owner="ann").get_items()
+    calls_made = [item["call_id"] for item in items if item.get("type") == "function_call"]
+    assert calls_made == list(here.world.starts)
+    outputs = {item["call_id"]: item["output"] for item in items if "output" in item}
+    done, in_doubt = calls_made
+    assert outputs == {done: f"{done} done", in_doubt: "outcome unknown"}
+    assert run.response()["status"] in ("cancelled", "incomplete")
+
+
+async def test_a_run_that_is_stopped_before_it_caught_up_keeps_what_was_said(
+    replicas: list[Replica],
+) -> None:
+    """As far as its client has heard it."""
+    here, there = replicas
+    lost = here.start(here.request("first", "s", "ann"))
+    await until_asked(here)
+    here.world.steps[0].let_go("speak")
+    told = ""
+    async with aclosing(lost.follow()) as events:
+        async for event in events:
+            told += event.get("delta", "")
+            if told:
+                break
+    await here.kill()
+    await here.world.peek.silence([lost.run_id])
+    (run,) = await there.take_over()
+    await run.stop()
+    items = await Session("s", database=there.database, owner="ann").get_items()
+    assert items[-1]["content"][0]["text"] == told
+    assert run.response()["output"][0]["content"][0]["text"] == told

@@ -13,9 +13,9 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from agents import StreamEvent, TResponseInputItem, Usage
+from agents import StreamEvent, Usage
 from uuid_utils import uuid7
 
 Event = dict[str, Any]
@@ -75,6 +75,7 @@ class ResponseEvents:
         self._items: dict[int, _Item] = {}
         self._told: deque[tuple[int, dict[str, Any]]] = deque()
         self._open: dict[int, dict[str, Any]] = {}
+        self._open_texts: dict[int, dict[int, str]] = {}
         self._next_index = 0
         self._resumes = False
         for event in told:
@@ -97,10 +98,15 @@ class ResponseEvents:
         yield from self._whole_item(item)
 
     def stop(self) -> Iterator[Event]:
-        """Closes messages that are being said, with their text so far; other open items go."""
+        """Closes messages that are being said, with their text so far; other open items go.
+
+        What earlier attempts had told, and this one has not come to, stands.
+        """
+        yield from self._stand_by_what_was_told()
         for local, state in self._items.items():
             if not state.done and any(state.texts.values()):
-                yield from self._item_done(local, self._so_far(state))
+                so_far = _with_texts(self._output[state.index], state.texts)
+                yield from self._item_done(local, so_far)
         for state in self._items.values():
             if not state.done:
                 self._output.pop(state.index, None)
@@ -125,7 +131,11 @@ class ResponseEvents:
             self._open = {at: item for at, item in self._open.items() if at not in void}
         elif event["type"] == "response.output_item.added":
             self._open[event["output_index"]] = event["item"]
+            self._open_texts[event["output_index"]] = {}
             self._next_index = max(self._next_index, event["output_index"] + 1)
+        elif event["type"] == "response.output_text.delta" and index in self._open:
+            texts, part = self._open_texts[index], event.get("content_index", 0)
+            texts[part] = texts.get(part, "") + event["delta"]
         elif event["type"] == "response.output_item.done" and index is not None:
             self._open.pop(index, None)
             self._told.append((index, event["item"]))
@@ -138,6 +148,20 @@ class ResponseEvents:
         self._output[index] = told
         return True
 
+    def _stand_by_what_was_told(self) -> Iterator[Event]:
+        if not self._resumes:
+            return  # what this attempt said instead has made it void
+        for index, item in self._told:
+            self._output[index] = item
+            self.tool_started = self.tool_started or item.get("type") == "function_call"
+        self._told.clear()
+        for index in list(self._open):
+            if texts := self._open_texts[index]:
+                item = self._output[index] = _with_texts(self._open.pop(index), texts)
+                yield {"type": "response.output_item.done", "output_index": index, "item": item}
+        if self._open:
+            yield from self._resumption()
+
     def _resumption(self) -> Iterator[Event]:
         """Before the first new event of another attempt: what the earlier ones did not end."""
         if self._resumes:
@@ -148,21 +172,6 @@ class ResponseEvents:
                 item = item | {"status": "incomplete"}
                 yield {"type": "response.output_item.done", "output_index": index, "item": item}
             yield {"type": RESUMED, "voided": sorted(void)}
-
-    def messages(self) -> list[TResponseInputItem]:
-        """What the agent said so far, as items for the session."""
-        return [
-            cast(TResponseInputItem, item)
-            for item in self.output
-            if item.get("type") == "message" and item.get("content")
-        ]
-
-    def _so_far(self, state: _Item) -> dict[str, Any]:
-        content = [
-            {"type": "output_text", "text": text, "annotations": []}
-            for _, text in sorted(state.texts.items())
-        ]
-        return self._output[state.index] | {"status": "incomplete", "content": content}
 
     def _new_index(self, item: dict[str, Any]) -> int:
         index = self._next_index
@@ -260,6 +269,15 @@ class ResponseEvents:
         index = self._new_index(item)
         yield {"type": "response.output_item.added", "output_index": index, "item": item}
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
+
+
+def _with_texts(item: dict[str, Any], texts: dict[int, str]) -> dict[str, Any]:
+    """A message that was not said to its end."""
+    content = [
+        {"type": "output_text", "text": text, "annotations": []}
+        for _, text in sorted(texts.items())
+    ]
+    return item | {"status": "incomplete", "content": content}
 
 
 def _same(told: dict[str, Any], item: dict[str, Any]) -> bool:

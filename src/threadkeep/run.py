@@ -15,11 +15,11 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
-from agents import TResponseInputItem, Usage
+from agents import Usage
 
-from threadkeep.admission import Admitted, Entrant, take_back
+from threadkeep.admission import Entrant
 from threadkeep.database import Database
 from threadkeep.errors import (
     AttemptsError,
@@ -33,18 +33,16 @@ from threadkeep.errors import (
     ServerStoppingError,
 )
 from threadkeep.failures import Failure, describe, is_passing, log_fault
-from threadkeep.history import Position, json_text, read_history
+from threadkeep.history import json_text
 from threadkeep.journal import InDoubtError, ToolStep
+from threadkeep.open_turn import OpenTurn
 from threadkeep.replay import journaling
 from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
 from threadkeep.run_entry import Entry
 from threadkeep.run_log import End, RunLog, RunPlace
 from threadkeep.run_request import Limits, RunRequest, TakenOver
 from threadkeep.runner_call import RunnerCall
-from threadkeep.session import Session
 from threadkeep.stored_runs import UNFINISHED, find_run, follow_stored
-from threadkeep.turn import TurnSession
-from threadkeep.turn_end import closing_items
 from threadkeep.turn_line import TurnLine
 
 _logger = logging.getLogger("threadkeep")
@@ -99,15 +97,16 @@ class Run:
         self._created_at = row["created_at"] // 1000 if row else int(time.time())
         self._events: list[Event] = list(taken_over.events) if taken_over else []
         self._news = asyncio.Event()
+        place = RunPlace(
+            self.run_id,
+            request.session_id,
+            request.owner,
+            self._attempt,
+            row.get("journal_id") or self.run_id,
+        )
         self._log = RunLog(
             database,
-            RunPlace(
-                self.run_id,
-                request.session_id,
-                request.owner,
-                self._attempt,
-                row.get("journal_id") or self.run_id,
-            ),
+            place,
             self._events,
             events_stored=max(1, len(self._events)),
             lost_after_ms=limits.lost_after_ms,
@@ -115,7 +114,6 @@ class Run:
         )
         self._converter = ResponseEvents(self._events)
         self._usage: Usage | None = None
-        self._session: TurnSession | None = None
         self._asked: dict[str, ToolStep] = {}
         self._end_asked: str | None = None
         self._way_asked = False
@@ -123,6 +121,7 @@ class Run:
         if not self._events:
             self._emit({"type": "response.created", "response": self.response()})
         self._entry = Entry(self, request, self._entrant(), taken_over, database, line, limits)
+        self._turn = OpenTurn(request, place, database, self._entry, self._log, self._converter)
         self._turn_task = asyncio.create_task(self._take_turn(), name=f"turn of {self.run_id}")
         self._task = asyncio.create_task(self._work(), name=self.run_id)
 
@@ -261,7 +260,8 @@ class Run:
     async def _take_turn(self) -> None:
         try:
             async with asyncio.timeout(self._limits.timeout) as limit:
-                self._begin(await self._entry.enter())
+                await self._entry.enter()
+                self._begin()
                 await self._answer()
         except TimeoutError as error:
             if limit.expired():
@@ -275,6 +275,11 @@ class Run:
             error = self._turn_task.exception()
         if self._log.lost:
             return None
+        try:
+            await self._entry.catch_up()
+        except DatabaseError:
+            return None
+        self._turn.begin()
         if self._turn_task.cancelled() or isinstance(error, RunStoppedError):
             return await self._stopped()
         if isinstance(error, InDoubtError):
@@ -292,8 +297,8 @@ class Run:
         if how == "left":
             return None
         self._emit(*self._converter.stop())
-        if how != "rolled back" or not await self._take_back(await self._position()):
-            self._close(None)
+        if how != "rolled back" or not await self._take_back(with_what_was_stored=True):
+            self._turn.close(None)
         return End("cancelled")
 
     def _park(self, error: InDoubtError) -> None:
@@ -311,7 +316,7 @@ class Run:
                 "arguments": call.arguments,
             }
             self._emit(*self._converter.add(item))
-        self._close(None)
+        self._turn.close(None)
 
     async def _failed(self, error: BaseException) -> End:
         self._fail(error)
@@ -320,10 +325,10 @@ class Run:
         if admitted is None or not self.request.store:
             return End("failed")
         no_tool = not self._converter.tool_started and not admitted.steps.tools
-        if no_tool and await self._take_back(admitted.position):
+        if no_tool and await self._take_back(with_what_was_stored=False):
             return End("failed")
         assert self.failure is not None  # noqa: S101 - set by _fail
-        self._close(self.failure.message)
+        self._turn.close(self.failure.message)
         again = admitted.input_hash if is_passing(error) else None
         return End("failed", open=again is not None, open_hash=again)
 
@@ -352,16 +357,9 @@ class Run:
             waits=self._taken_over is not None,
         )
 
-    def _begin(self, admitted: Admitted) -> None:
-        """Takes in what the session held, and tells that it works."""
-        request = self.request
-        if request.store and admitted.journal_id:
-            self._log.go_on_from(admitted.journal_id, admitted.steps)
-        self._session = TurnSession(
-            Session(request.session_id, database=self._database, owner=request.owner or None),
-            admitted.base,
-            self._log if request.store else None,
-        )
+    def _begin(self) -> None:
+        """Tells that it works."""
+        self._turn.begin()
         self.keep_storing()
         self.status = "in_progress"
         if not any(event["type"] == "response.in_progress" for event in self._events):
@@ -385,10 +383,9 @@ class Run:
 
     async def _make(self) -> None:
         assert self._entry.admitted is not None  # noqa: S101 - admitted before
-        assert self._session is not None  # noqa: S101 - made when it was admitted
         if self._attempt > self._limits.attempts:
             raise AttemptsError(self._limits.attempts)
-        call = RunnerCall(self.request, self._entry.admitted.input, self._session)
+        call = RunnerCall(self.request, self._entry.admitted.input, self._turn.session)
         try:
             async with aclosing(call.events()) as events:
                 async for event in events:
@@ -400,40 +397,12 @@ class Run:
         elif not self._converter.output:
             raise ModelError("The model gave no answer.")
 
-    def _close(self, note: str | None) -> None:
-        """Keeps what was said and done, and the Runner had not stored."""
-        if self._session is not None and self.request.store:
-            closing = closing_items(
-                self._converter.output, self._session.added, self._log.last_call, note
-            )
-            self._session.append(cast(list[TResponseInputItem], closing))
-
-    async def _position(self) -> Position:
-        """Where the session stands with all that the run has stored."""
-        where = (self._database, self.request.session_id, self.request.owner)
-        return (await read_history(*where)).position
-
-    async def _take_back(self, position: Position) -> bool:
-        """Leaves the session as it was before the turn, where nobody else has changed it since."""
-        if self._entry.admitted is None or not self.request.store:
-            return True
-        request = self.request
+    async def _take_back(self, *, with_what_was_stored: bool) -> bool:
         try:
-            taken_back = await take_back(
-                self._database,
-                request.session_id,
-                request.owner,
-                self.run_id,
-                self._attempt,
-                self._entry.admitted,
-                position,
-            )
+            return await self._turn.take_back(with_what_was_stored=with_what_was_stored)
         except DatabaseError as error:
             self._fail(error)
             return False
-        if taken_back:
-            self._log.drop_items()
-        return taken_back
 
     def _fail(self, error: BaseException) -> None:
         self.failure = describe(error)

@@ -6,6 +6,7 @@ same, and then nobody would know of a run that is stored.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
@@ -109,6 +110,18 @@ class Entry:
                 self.admitted = await self._admitted()
                 self.is_stored = self._request.store
         return self.admitted
+
+    async def catch_up(self) -> None:
+        """Reads the turn of a run that was at work before, and was stopped before it knew.
+
+        Raises:
+            DatabaseError: It could not be read.
+        """
+        if self.admitted is None and self._taken_over is not None and self._was_at_work:
+            row = self._taken_over.row
+            with contextlib.suppress(RunLostError):  # nothing is there any more
+                where = (self._database, self._request.session_id, self._request.owner)
+                self.admitted = await readmit(*where, row) if row["has_session"] else None
 
     def leave(self) -> None:
         """Lets the next run of this process in."""

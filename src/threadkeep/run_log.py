@@ -151,10 +151,14 @@ class RunLog:
         That of an agent has no step before its end, but those of what the agent did.
         """
         for step in reversed(self._calls.values()):
-            own, _, inner = step.key.partition(">")
+            own, inner = _places(step)
             if own.endswith(f":{quote(call_id, safe=' /')}"):
                 return replace(step, status="intended", output="") if inner else step
         return None
+
+    def own_calls(self) -> list[ToolStep]:
+        """The calls of the run's own agent, in order."""
+        return [step for step in self._calls.values() if not _places(step)[1]]
 
     async def record_model(self, step: ModelStep, intents: Sequence[ToolStep]) -> None:
         """Stores an answer of a model, and the calls that follow from it.
@@ -334,6 +338,13 @@ class RunLog:
             "tool_outputs": [step.output for step in steps.values()],
             "tool_approvals": [approvals.get(key, ("", ""))[0] for key in steps],
         }
+
+
+def _places(step: ToolStep) -> tuple[str, str]:
+    """Where in the run a call is: at which place of its own agent, and inside of that."""
+    segment, _, rest = step.key.partition(">")
+    own, _, inner = (segment if "#" in segment else rest).partition(">")
+    return own, rest if "#" in segment else inner
 
 
 def call_json(step: ToolStep) -> str:

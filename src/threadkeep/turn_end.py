@@ -29,6 +29,7 @@ def closing_items(
     kept: Sequence[Item],
     last_call: Callable[[str], ToolStep | None],
     note: str | None,
+    of_open_calls: str = NOT_MADE,
 ) -> list[Item]:
     """What is missing of a turn in its session.
 
@@ -37,6 +38,7 @@ def closing_items(
         kept: What the session has of it.
         last_call: What is known of a call, by its id.
         note: Why the turn failed, for the model to know.
+        of_open_calls: The output of a call that was not made.
     """
     known = Counter(map(_key, kept))
     closing: list[Item] = []
@@ -48,16 +50,29 @@ def closing_items(
     while closing and closing[-1].get("type") == "reasoning":  # no model takes it without its item
         closing.pop()
     open_calls = Counter[str]()
-    for item in closing:
+    for item in [*kept, *closing]:
         if item.get("type") == "function_call":
             open_calls[item["call_id"]] += 1
         elif item.get("type") == "function_call_output":
             open_calls[item["call_id"]] -= 1
     for call_id, count in open_calls.items():
-        closing += [_output(call_id, last_call(call_id)) for _ in range(count)]
+        step = last_call(call_id)
+        closing += [_output(call_id, step, of_open_calls) for _ in range(count)]
     if note is not None:
         closing.append(_note(note))
     return closing
+
+
+def as_call(step: ToolStep) -> Item:
+    """A call as an item, made of what the journal has of it."""
+    return {
+        "id": new_id("fc"),
+        "type": "function_call",
+        "call_id": step.call_id,
+        "name": step.name,
+        "arguments": step.arguments,
+        "status": "completed",
+    }
 
 
 def _key(item: Item) -> tuple[Any, ...]:
@@ -69,20 +84,18 @@ def _key(item: Item) -> tuple[Any, ...]:
     return (kind,)
 
 
-def _output(call_id: str, step: ToolStep | None) -> Item:
+def _output(call_id: str, step: ToolStep | None, of_open_calls: str) -> Item:
     return {
         "id": new_id("fco"),
         "type": "function_call_output",
         "call_id": call_id,
-        "output": _outcome(step),
+        "output": of_open_calls if step is None else _outcome(step),
         "status": "completed" if step is not None and step.status == "done" else "incomplete",
     }
 
 
-def _outcome(step: ToolStep | None) -> str:
+def _outcome(step: ToolStep) -> str:
     """What the model would have seen of a call."""
-    if step is None:
-        return NOT_MADE
     if step.status == "intended":
         return UNKNOWN_OUTCOME
     try:
