@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,3 +123,39 @@ async def test_a_run_that_is_stopped_before_it_caught_up_keeps_what_was_said(
     items = await Session("s", database=there.database, owner="ann").get_items()
     assert items[-1]["content"][0]["text"] == told
     assert run.response()["output"][0]["content"][0]["text"] == told
+
+
+async def test_a_run_that_is_stored_while_it_is_cancelled_is_cancelled(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the database did not know of a moment before is asked to stop once more."""
+    here, there = replicas
+    here.database.running.clear()
+    run = here.start(here.request("first", "s", "ann"))
+    ask = there.database.call
+
+    async def call(statement: str, **parameters: Any) -> Any:
+        rows = await ask(statement, **parameters)
+        if statement == "request_stop" and not here.database.running.is_set():
+            here.database.running.set()
+            await run.received
+        return rows
+
+    monkeypatch.setattr(there.database, "call", call)
+    async with asyncio.timeout(5):
+        response = await there.runs.cancel(run.run_id, "ann")
+    assert response["status"] == "cancelled"
+
+
+async def test_a_rollback_does_not_make_a_run_forget_that_it_is_cancelled(
+    replicas: list[Replica],
+) -> None:
+    """A rollback may be refused, and then nothing else would stop the run."""
+    here, there = replicas
+    run = here.start(here.request("first", "s", "ann"))
+    await until_asked(here)
+    here.database.running.clear()
+    for how in ("rollback", "cancel", "rollback"):
+        await there.database.call("request_stop", run_id=run.run_id, owner="ann", how=how)
+    rows = await there.database.call("get_run", run_id=run.run_id, owner="ann")
+    assert rows[0]["stop_requested"] == "cancel"

@@ -225,10 +225,13 @@ class Runs:
             await run.stop()
             if not run.left:
                 return run.response()
-        if await self._database.call("request_stop", run_id=run_id, owner=owner, how="cancel"):
-            async for _ in follow_stored(self._database, run_id, owner, -1):
-                continue
-        return await stored_response(self._database, run_id, owner)
+        while True:
+            if await self._database.call("request_stop", run_id=run_id, owner=owner, how="cancel"):
+                async for _ in follow_stored(self._database, run_id, owner, -1):
+                    continue
+            response = await stored_response(self._database, run_id, owner)
+            if response["status"] not in UNFINISHED:  # else it was stored just now
+                return response
 
     async def stop_session(self, session_id: str, owner: str) -> None:
         """Stops the runs of this process that work on a session, or wait for it."""

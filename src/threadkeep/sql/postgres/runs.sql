@@ -449,9 +449,11 @@ SELECT count(*) AS count FROM gone;
 
 -- name: request_stop
 -- Asks whichever process has the run to stop it: `cancel` and `interrupt` keep what it said, `rollback`
--- keeps nothing, and can't be asked for once a tool was called that can't be called again. No row: it
--- has ended, or can't be rolled back.
-UPDATE threadkeep.runs r SET stop_requested = :how::text
+-- keeps nothing, and can't be asked for once a tool was called that can't be called again. What was asked
+-- first stands, but for a rollback, which may be refused yet. No row: it has ended, or can't be rolled back.
+UPDATE threadkeep.runs r
+SET stop_requested = CASE WHEN r.stop_requested IN ('', 'rollback') THEN :how::text
+                          ELSE r.stop_requested END
 WHERE r.run_id = :run_id AND r.owner = :owner AND r.finished_at IS NULL
   AND (:how::text <> 'rollback' OR NOT EXISTS (
     SELECT 1 FROM threadkeep.tool_calls t WHERE t.journal_id = r.journal_id AND NOT t.repeatable))

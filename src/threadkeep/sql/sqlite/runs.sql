@@ -365,9 +365,10 @@ SELECT changes() AS count;
 
 -- name: request_stop
 -- Asks whichever process has the run to stop it: `cancel` and `interrupt` keep what it said, `rollback`
--- keeps nothing, and can't be asked for once a tool was called that can't be called again. No row: it
--- has ended, or can't be rolled back.
-UPDATE runs SET stop_requested = :how
+-- keeps nothing, and can't be asked for once a tool was called that can't be called again. What was asked
+-- first stands, but for a rollback, which may be refused yet. No row: it has ended, or can't be rolled back.
+UPDATE runs
+SET stop_requested = CASE WHEN stop_requested IN ('', 'rollback') THEN :how ELSE stop_requested END
 WHERE run_id = :run_id AND owner = :owner AND finished_at IS NULL
   AND (:how <> 'rollback' OR NOT EXISTS (
     SELECT 1 FROM tool_calls t WHERE t.journal_id = runs.journal_id AND NOT t.repeatable))
