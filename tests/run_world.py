@@ -28,7 +28,7 @@ from threadkeep.database import Database, Row, Signal, Value
 from threadkeep.errors import DatabaseUnavailableError
 from threadkeep.replay import idempotent
 from threadkeep.run import Run
-from threadkeep.run_request import Concurrency, Limits, RunRequest
+from threadkeep.run_request import Concurrency, Limits, OneContext, RunRequest
 from threadkeep.runs import Runs, continuation_key
 from threadkeep.settings import DatabaseSettings
 
@@ -182,7 +182,7 @@ class Replica:
             owner=owner,
             items=[{"role": "user", "content": text}],
             make_agent=self._agent,
-            context=None,
+            contexts=OneContext(),
             run_config=RunConfig(tracing_disabled=True),
             model="told",
             source=json.dumps(source),

@@ -28,7 +28,7 @@ from threadkeep.errors import (
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import grants
 from threadkeep.postgres_server import UrlServer
-from threadkeep.run_request import Limits, RunRequest
+from threadkeep.run_request import Limits, OneContext, RunRequest
 from threadkeep.runs import Runs
 from threadkeep.settings import DatabaseSettings
 
@@ -99,7 +99,7 @@ async def test_round_trips_of_a_run(
         owner="",
         items=[user("hello")],
         make_agent=lambda: agent,
-        context=None,
+        contexts=OneContext(),
         run_config=RunConfig(tracing_disabled=True),
         model="scripted",
     )

@@ -22,7 +22,7 @@ from agents.retry import ModelRetrySettings
 from agents.testing import ModelStep as Told
 from agents.testing import ScriptedModel, assistant_message, function_call
 
-from threadkeep.journal import ModelStep, ToolStep
+from threadkeep.journal import Decision, ModelStep, ToolStep
 from threadkeep.replay import InDoubtError, NotDeterministicError, idempotent, journaling, tool_key
 from threadkeep.replay_tools import ToolResult, decode_outcome, encode_result
 
@@ -304,7 +304,7 @@ async def take_over(build: Any, world: World, store: Store, streamed: bool) -> A
             return left
         assert not world.may_repeat
         assert [doubts[step.key] for step in calls] == list(calls) != []
-        decisions |= {step.key: "run_again" for step in calls}
+        decisions |= {step.key: Decision(run_again=True) for step in calls}
 
 
 SCENARIOS = [plain, one_tool, parallel_tools, tools_that_fail, tool_that_ends_the_run]
@@ -375,7 +375,7 @@ async def test_calls_in_doubt_end_the_run_until_somebody_decides(
     first = caught.value.calls[0]
     assert (first.name, first.call_id, first.arguments) == ("a", "call_a_1", '{"x":"1"}')
     assert len(caught.value.calls) == (4 if build is parallel_tools else 1)
-    unknown: dict[str, Any] = {step.key: "unknown" for step in caught.value.calls}
+    unknown: dict[str, Any] = {step.key: Decision(run_again=False) for step in caught.value.calls}
     with journaled(store, decisions=unknown):
         left = await make(build(world), world)
     assert "outcome unknown" in json.dumps(left)

@@ -20,7 +20,7 @@ from tests.backends import Backend, SQLite, new_postgres
 from tests.run_checks import SESSIONS, Checks
 from tests.run_world import WAIT_SECONDS, Peek, Replica, World, new_replica
 from threadkeep import Session
-from threadkeep.approvals import decide
+from threadkeep.approvals import Verdict, decide
 from threadkeep.errors import ConflictError, NotFoundError
 from threadkeep.history import cache_of
 from threadkeep.run_request import Concurrency
@@ -207,12 +207,12 @@ class Machine:
         self._world.approved[chosen["key"].rpartition(":")[2]] += approve
 
         async def deciding() -> None:
-            where = (replica.database, replica.runs, chosen["approval_id"], chosen["owner"])
+            verdict = Verdict(chosen["approval_id"], approve)
             try:
-                decided = await decide(*where, approve=approve, reason=None)
+                went_on = await decide(replica.database, replica.runs, chosen["owner"], verdict)
             except (ConflictError, NotFoundError):
                 return
-            self._checks.went_on(decided["response_id"], replica)
+            self._checks.went_on(went_on, replica)
 
         self._later(replica, deciding())
 

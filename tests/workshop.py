@@ -5,6 +5,8 @@ look      only reads, and says so: it may run again
 work      as `note`, and takes until the test lets it
 search    as `look`, and takes until the test lets it
 crash     raises
+pay       as `note`, and somebody has to approve it
+lend      as `note`, and somebody has to approve it while the workshop is strict
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from agents import FunctionTool, function_tool
 
@@ -31,12 +34,14 @@ class Workshop:
         begun: How often each was begun.
         done: How often each has come to its end.
         go_on: Lets `work` and `search` come to theirs.
+        strict: Whether `lend` needs approval.
     """
 
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
         self.go_on = threading.Event()
+        self.strict = True
 
     def tools(self) -> list[FunctionTool]:
         """For an agent."""
@@ -46,14 +51,23 @@ class Workshop:
             self._tool("work", waits=True),
             idempotent(self._tool("search", waits=True)),
             self._tool("crash", raises=True),
+            self._tool("pay", needs_approval=True),
+            self._tool("lend", needs_approval=self._is_strict),
         ]
+
+    async def _is_strict(self, _context: Any, _arguments: Any, _call_id: str) -> bool:
+        return self.strict
 
     def until_begun(self, name: str, times: int = 1) -> None:
         """Returns when a tool was begun so often."""
         until(lambda: self.begun[name] >= times)
 
-    def _tool(self, name: str, *, waits: bool = False, raises: bool = False) -> FunctionTool:
-        @function_tool(name_override=name, failure_error_function=None)
+    def _tool(
+        self, name: str, *, waits: bool = False, raises: bool = False, needs_approval: Any = False
+    ) -> FunctionTool:
+        @function_tool(
+            name_override=name, failure_error_function=None, needs_approval=needs_approval
+        )
         async def tool() -> str:
             """Does it."""
             self.begun[name] += 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from agents import TResponseInputItem
 from uuid_utils import uuid7
 
+from threadkeep.checkpoint import Checkpoint, read_checkpoint
 from threadkeep.database import Database, Row
 from threadkeep.errors import (
     QueueFullError,
@@ -43,6 +45,8 @@ class Admitted:
         fork_id: Where the branch lies that was cut off for this turn; '' when none was.
         journal_id: The run whose steps it goes on from; '' when it begins.
         steps: What is stored of them.
+        checkpoint: Where the Runner had stopped, when it is gone on from there.
+        approved_tools: Those that need no approval in this turn, as `tool_id` names them.
     """
 
     base: list[TResponseInputItem]
@@ -54,6 +58,8 @@ class Admitted:
     fork_id: str = ""
     journal_id: str = ""
     steps: Steps = field(default_factory=Steps)
+    checkpoint: Checkpoint | None = None
+    approved_tools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -202,12 +208,16 @@ async def readmit(database: Database, session_id: str, owner: str, run: Row) -> 
     """A turn that had begun before, as it stands.
 
     Args:
-        run: Its `journal_id`, `base_seq`, `input_count`, `fork_id` and `made`.
+        run: Its `journal_id`, `base_seq`, `input_count`, `fork_id`, `made`, `checkpoint_run_id`
+            and `approved_tools`.
 
     Raises:
-        RunLostError: Its input is not there any more.
+        RunLostError: Its input, or where it had stopped, is not there any more.
     """
-    steps = await read_steps(database, run["journal_id"])
+    checkpoint, stopped = None, run["checkpoint_run_id"]
+    steps = await read_steps(database, run["journal_id"], stopped)
+    if stopped:
+        checkpoint = await read_checkpoint(database, stopped, steps.answers)
     history = await read_history(database, session_id, owner)
     base_seq, end = run["base_seq"], run["base_seq"] + run["input_count"]
     if history.position.seq < end:
@@ -223,6 +233,8 @@ async def readmit(database: Database, session_id: str, owner: str, run: Row) -> 
         run["fork_id"],
         run["journal_id"],
         steps,
+        checkpoint,
+        frozenset(json.loads(run["approved_tools"])),
     )
 
 
@@ -335,10 +347,20 @@ async def _begin(
         run = (await database.call("get_run", run_id=entrant.run_id, owner=owner))[0]
         base_seq: int = run["base_seq"]
     else:
-        base_seq = head - len(new)
+        run, base_seq = rows[0], head - len(new)
     made = history.position.epoch == first_epoch
     before = history.between(0, base_seq)
-    return Admitted(before, new, history.position, base_seq, digest, made, fork_id)
+    approved = frozenset(json.loads(run["approved_tools"]))
+    return Admitted(
+        before,
+        new,
+        history.position,
+        base_seq,
+        digest,
+        made,
+        fork_id,
+        approved_tools=approved,
+    )
 
 
 def _input_hash(encoded: Sequence[str]) -> str:

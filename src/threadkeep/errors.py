@@ -26,6 +26,18 @@ class InvalidInputError(ThreadkeepError, ValueError):
         self.code = code
 
 
+class NeedsStoreError(InvalidInputError):
+    """A tool needs an approval, and a turn that is not stored can't wait for one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A tool needs an approval, and a turn that is not stored can't wait for one. "
+            "Leave store out.",
+            param="store",
+            code="needs_store",
+        )
+
+
 class NotFoundError(ThreadkeepError, LookupError):
     """There is no such thing for this owner: it never was, is deleted, or is somebody else's."""
 
@@ -106,6 +118,26 @@ class RollbackError(ConflictError):
         )
 
 
+class NewerCheckpointError(ThreadkeepError):
+    """A newer release than this server's has stopped this turn. Ask again when all are upgraded."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A newer release than this server's waits for this decision, and only that can go on "
+            "with the turn. Nothing was decided. Send it again, or upgrade all servers."
+        )
+
+
+class ApprovalExpiredError(ConflictError):
+    """Nobody decided in time, so the call is not made. Ask the agent again."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Nobody decided this in time (APPROVAL_EXPIRY_DAYS), so the call is not made. "
+            "Ask the agent again."
+        )
+
+
 class ApprovalDecidedError(ConflictError):
     """The approval was decided before. A decision can't be taken back."""
 
@@ -114,10 +146,12 @@ class ApprovalDecidedError(ConflictError):
 
 
 class TurnGoneError(ConflictError):
-    """The turn can't be gone on with: its session has gone on, or was deleted."""
+    """The turn can't be gone on with: its session has gone on, or it was cancelled."""
 
     def __init__(self) -> None:
-        super().__init__("The session has gone on, so that turn can't be taken up again.")
+        super().__init__(
+            "The session has gone on, or the turn was cancelled, so it can't be taken up again."
+        )
 
 
 class QueueFullError(ThreadkeepError):

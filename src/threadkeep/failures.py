@@ -22,15 +22,19 @@ from agents.exceptions import (
 
 from threadkeep.errors import (
     AgentCodeError,
+    ApprovalDecidedError,
+    ApprovalExpiredError,
     ConflictError,
     DatabaseError,
     InvalidInputError,
     ModelError,
+    NewerCheckpointError,
     NotFoundError,
     QueueFullError,
     RunTimeoutError,
     SessionBusyError,
     ThreadkeepError,
+    TurnGoneError,
 )
 from threadkeep.replay import NotDeterministicError
 
@@ -79,6 +83,14 @@ _STATUS = {
 }
 
 
+_CONFLICTS: dict[type[ConflictError], str] = {
+    ApprovalDecidedError: "approval_decided",
+    ApprovalExpiredError: "approval_expired",
+    SessionBusyError: "session_busy",
+    TurnGoneError: "turn_gone",
+}
+
+
 def recalled(error: Mapping[str, str]) -> Failure:
     """The failure of a run that was told before.
 
@@ -102,10 +114,10 @@ def describe(error: BaseException) -> Failure:
         return Failure(status, error.code, str(error), error.param)
     if isinstance(error, NotFoundError):
         return Failure(404, "not_found", str(error))
-    if isinstance(error, SessionBusyError):
-        return Failure(409, "session_busy", str(error))
     if isinstance(error, ConflictError):
-        return Failure(409, "conflict", str(error))
+        return Failure(409, _CONFLICTS.get(type(error), "conflict"), str(error))
+    if isinstance(error, NewerCheckpointError):
+        return Failure(503, "newer_release", str(error))
     if isinstance(error, QueueFullError):
         return Failure(429, "queue_full", str(error))
     if isinstance(error, NotDeterministicError):

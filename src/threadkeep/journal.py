@@ -14,8 +14,18 @@ from agents import AgentsException
 
 from threadkeep.errors import ThreadkeepError
 
-Decision = Literal["run_again", "unknown"]
-"""What becomes of a call in doubt: it is made again, or the model is told that nobody knows."""
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a call in doubt.
+
+    Args:
+        run_again: Whether it is made again; else the model is told that nobody knows its outcome.
+        reason: What the model is told besides.
+    """
+
+    run_again: bool
+    reason: str | None = None
 
 
 @dataclass(frozen=True)

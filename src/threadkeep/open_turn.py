@@ -7,7 +7,7 @@ from typing import cast
 
 from agents import TResponseInputItem
 
-from threadkeep.admission import take_back
+from threadkeep.admission import Admitted, take_back
 from threadkeep.database import Database
 from threadkeep.history import read_history
 from threadkeep.response_events import ResponseEvents
@@ -16,7 +16,7 @@ from threadkeep.run_log import RunLog, RunPlace
 from threadkeep.run_request import RunRequest
 from threadkeep.session import Session
 from threadkeep.turn import TurnSession
-from threadkeep.turn_end import NOT_MADE, Item, as_call, closing_items
+from threadkeep.turn_end import DECLINED, Item, call_item, closing_items
 
 
 class OpenTurn:
@@ -57,9 +57,16 @@ class OpenTurn:
             self._log.go_on_from(admitted.journal_id, admitted.steps)
         self._session = TurnSession(
             Session(request.session_id, database=self._database, owner=request.owner or None),
-            admitted.base,
+            admitted.base + (admitted.input if admitted.checkpoint else []),
             self._log if request.store else None,
+            admitted.checkpoint.items if admitted.checkpoint else None,
         )
+
+    @property
+    def admitted(self) -> Admitted:
+        """The turn, once it has begun."""
+        assert self._entry.admitted is not None  # noqa: S101 - whoever asks has begun it
+        return self._entry.admitted
 
     @property
     def session(self) -> TurnSession:
@@ -72,18 +79,29 @@ class OpenTurn:
         """Whether it is in the session."""
         return self._entry.admitted is not None and self._request.store
 
-    def close(self, note: str | None, *, of_open_calls: str = NOT_MADE) -> None:
+    @property
+    def may_be_taken_back(self) -> bool:
+        """Whether no tool was called, nor anybody asked about one."""
+        admitted = self._entry.admitted
+        if admitted is None or self._converter.tool_started:
+            return False
+        return not admitted.steps.tools and admitted.checkpoint is None
+
+    def close(self, note: str | None = None, *, waits_for_approval: bool = False) -> None:
         """Keeps what was said and done, and the Runner had not stored.
 
         Args:
             note: Why the turn failed, for the model to know.
-            of_open_calls: What becomes of calls that were not made.
+            waits_for_approval: Whether its open calls were not made because nobody approved them.
         """
         if not self.is_stored:
             return
         kept = self.session.added
         said = [*self._converter.output, *self._unsaid_calls()]
-        closing = closing_items(said, kept, self._log.last_call, note, of_open_calls)
+        if waits_for_approval:
+            closing = closing_items(said, kept, lambda _: None, note, DECLINED)
+        else:
+            closing = closing_items(said, kept, self._log.last_call, note)
         self.session.append(cast(list[TResponseInputItem], closing))
 
     async def take_back(self, *, with_what_was_stored: bool) -> bool:
@@ -100,13 +118,12 @@ class OpenTurn:
         """
         if not self.is_stored:
             return True
-        assert self._entry.admitted is not None  # noqa: S101 - it is stored
         where = (self._database, self._request.session_id, self._request.owner)
-        position = self._entry.admitted.position
+        position = self.admitted.position
         if with_what_was_stored:
             position = (await read_history(*where)).position
         taken_back = await take_back(
-            *where, self._place.run_id, self._place.attempt, self._entry.admitted, position
+            *where, self._place.run_id, self._place.attempt, self.admitted, position
         )
         if taken_back:
             self._log.drop_items()
@@ -116,7 +133,7 @@ class OpenTurn:
         """Calls that were made, and nobody was told of before a process died."""
         told = Counter(item["call_id"] for item in self._converter.output if _is_call(item))
         told += Counter(item["call_id"] for item in self.session.added if _is_call(item))
-        return [as_call(step) for step in self._log.own_calls() if not told[step.call_id]]
+        return [call_item(step) for step in self._log.own_calls() if not told[step.call_id]]
 
 
 def _is_call(item: Item) -> bool:

@@ -7,9 +7,10 @@ first one died, and goes on. The journal is checked on the way: a request that d
 that was answered ends the run.
 
 The SDK's hooks only observe, so its own functions are replaced, once in a process: where a run
-begins (`AgentRunner`), where its model is chosen, where a function tool is invoked. A context
-variable says which journal a run belongs to; without one everything is as it was. Replacing them
-there, and not the tools, leaves the tools' identity alone, by which the SDK finds approvals.
+begins (`AgentRunner`), where its model is chosen, where a function tool is invoked, and where it is
+asked whether a call is approved. A context variable says which journal a run belongs to; without
+one everything is as it was. Replacing them there, and not the tools, leaves the tools' identity
+alone, by which the SDK finds approvals.
 
 Keys are places: `main#2` is the second model call of the run, `main#2:c7` a tool call of its
 answer, and `main#2:c7>main#1` the first model call of the agent that this tool is. Agents as tools
@@ -25,7 +26,7 @@ import inspect
 import json
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +38,7 @@ from agents import (
     Model,
     ModelResponse,
     RunConfig,
+    RunContextWrapper,
     Usage,
 )
 from agents.items import TResponseStreamEvent
@@ -110,6 +112,7 @@ def journaling(
     *,
     segment: str = "",
     decisions: Mapping[str, Decision] | None = None,
+    approved_tools: Collection[str] = (),
 ) -> Iterator[None]:
     """Journals the Runner call made within it, and answers it from what the journal holds.
 
@@ -119,6 +122,7 @@ def journaling(
         segment: Tells apart several Runner calls of one run, such as those before and after an
             approval.
         decisions: What to do with calls in doubt, by their keys.
+        approved_tools: Those that need no approval, as `tool_id` names them.
 
     Raises:
         InDoubtError: A call may have happened, its tool is not idempotent, and nobody decided.
@@ -126,7 +130,7 @@ def journaling(
         Exception: What the journal raised, whatever the SDK made of it.
     """
     _replace_functions()
-    attempt = Attempt(journal, run_id, decisions or {})
+    attempt = Attempt(journal, run_id, decisions or {}, approved_tools)
     try:
         with within(Place(attempt, quote(segment, safe=" /"))):
             yield
@@ -151,7 +155,6 @@ class _Run(ToolCalls):
         super().__init__(parent, agent_name)
         self._models: dict[int, JournaledModel] = {}
         self._called: set[str] = set()
-        self.agent_name = agent_name
 
     def begin_turn(self, agent_name: str, model: Model) -> JournaledModel:
         """The model for the next call; when the SDK retries that, it is the same call."""
@@ -400,6 +403,7 @@ def _replace_once() -> None:
     _replace(AgentRunner, "run_streamed", _journaled_run_streamed)
     _replace(run_loop, "get_model", _journaled_get_model)
     _replace(tool_execution, "_invoke_function_tool_with_metadata", _journaled_invoke)
+    _replace(RunContextWrapper, "get_approval_status", _known_approval_status)
 
 
 def _replace(owner: Any, name: str, around: Callable[[Any], Any]) -> None:
@@ -437,6 +441,17 @@ def _journaled_get_model(original: Any) -> Any:
         return place.begin_turn(agent.name, model) if isinstance(place, _Run) else model
 
     return get_model
+
+
+def _known_approval_status(original: Any) -> Any:
+    def get_approval_status(self: Any, tool_name: str, call_id: str, **kwargs: Any) -> bool | None:
+        status: bool | None = original(self, tool_name, call_id, **kwargs)
+        place = current_place.get()
+        if status is None and isinstance(place, _Run):
+            return place.needs_no_approval(tool_name, call_id) or None
+        return status
+
+    return get_approval_status
 
 
 def _journaled_invoke(original: Any) -> Any:

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -100,6 +100,11 @@ def tool_key() -> str | None:
     return place.tool_key() if place is not None else None
 
 
+def tool_id(agent_name: str, tool_name: str) -> str:
+    """What names a tool of an agent, among those that need no approval in a session."""
+    return f"{quote(agent_name, safe=' ')}/{tool_name}"
+
+
 def is_agent(tool: FunctionTool) -> bool:
     """Whether it is an agent, made a tool by `as_tool`."""
     origin = get_function_tool_origin(tool)
@@ -168,9 +173,16 @@ class Attempt:
         ended: Whether nothing of it may go on.
     """
 
-    def __init__(self, journal: Journal, run_id: str, decisions: Mapping[str, Decision]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        run_id: str,
+        decisions: Mapping[str, Decision],
+        approved_tools: Collection[str],
+    ) -> None:
         self.journal = journal
         self.decisions = decisions
+        self.approved_tools = approved_tools
         self.failure: Exception | None = None
         self.ended = False
         self.loop = asyncio.get_running_loop()
@@ -290,6 +302,7 @@ class ToolCalls(Place):
     """One Runner call, and in it the tool calls of the model's last answer.
 
     Attributes:
+        agent_name: Whose turn it is.
         calls: The keys of those that leave a step, and whether each may run again.
         intended: The keys of those whose intent this attempt has stored.
     """
@@ -298,6 +311,7 @@ class ToolCalls(Place):
         path, only_replay = parent.path_of_run(agent_name), parent.only_replay
         super().__init__(parent.attempt, path, parent.tools, only_replay=only_replay, many=True)
         self.turn = 0
+        self.agent_name = agent_name
         self.calls: dict[str, bool] = {}
         self.intended: set[str] = set()
 
@@ -313,6 +327,13 @@ class ToolCalls(Place):
             is_agent(tool) or is_idempotent(tool),
         )
         return ToolStep(key, call_id, tool.name, arguments, repeatable=again)
+
+    def needs_no_approval(self, tool_name: str, call_id: str) -> bool:
+        """Whether nobody has to be asked: it was called before, or is approved for good."""
+        if tool_id(self.agent_name, tool_name) in self.attempt.approved_tools:
+            return True
+        key = f"{self.key}:{quote(call_id, safe=' /')}"
+        return self.attempt.journal.tool_step(key) is not None
 
     async def call(
         self,
@@ -336,8 +357,9 @@ class ToolCalls(Place):
             raise NotRecordedError(f"The tool call {step.key} had not ended.")
         await self._stop_in_doubt(step)
         with self.attempt.busy(step.key):
-            if earlier is not None and decision == "unknown":
-                unknown = ToolResult(UNKNOWN_OUTCOME)
+            if earlier is not None and decision is not None and not decision.run_again:
+                why = f": {decision.reason}" if decision.reason else ""
+                unknown = ToolResult(UNKNOWN_OUTCOME + why)
                 await self._store(step, "done", encode_result(unknown))
                 return unknown
             if (earlier is None and step.key not in self.intended) or decision is not None:

@@ -20,11 +20,13 @@ from typing import Any
 from agents import Usage
 
 from threadkeep.admission import Entrant
+from threadkeep.checkpoint import VERSION
 from threadkeep.database import Database
 from threadkeep.errors import (
     AttemptsError,
     DatabaseError,
     ModelError,
+    NeedsStoreError,
     NotFoundError,
     RollbackError,
     RunLostError,
@@ -34,12 +36,12 @@ from threadkeep.errors import (
 )
 from threadkeep.failures import Failure, describe, is_passing, log_fault
 from threadkeep.history import json_text
-from threadkeep.journal import InDoubtError, ToolStep
+from threadkeep.journal import InDoubtError
 from threadkeep.open_turn import OpenTurn
 from threadkeep.replay import journaling
 from threadkeep.response_events import Event, ResponseEvents, new_id, usage_json
 from threadkeep.run_entry import Entry
-from threadkeep.run_log import End, RunLog, RunPlace
+from threadkeep.run_log import End, Question, RunLog, RunPlace, in_doubt
 from threadkeep.run_request import Limits, RunRequest, TakenOver
 from threadkeep.runner_call import RunnerCall
 from threadkeep.stored_runs import UNFINISHED, find_run, follow_stored
@@ -114,7 +116,7 @@ class Run:
         )
         self._converter = ResponseEvents(self._events)
         self._usage: Usage | None = None
-        self._asked: dict[str, ToolStep] = {}
+        self._stopped_at: RunnerCall | None = None
         self._end_asked: str | None = None
         self._way_asked = False
         self._storing: asyncio.Task[None] | None = None
@@ -283,8 +285,13 @@ class Run:
         if self._turn_task.cancelled() or isinstance(error, RunStoppedError):
             return await self._stopped()
         if isinstance(error, InDoubtError):
-            self._park(error)
-            return End("incomplete", open=True, asked=self._asked)
+            return self._park([in_doubt(call) for call in error.calls])
+        if error is None and self._stopped_at is not None:
+            try:
+                checkpoint, questions = self._stopped_at.checkpoint()
+            except Exception as fault:  # noqa: BLE001 - the agent's code has a part in it
+                return await self._failed(fault)
+            return self._park(questions, checkpoint)
         if error is not None:
             return await self._failed(error)
         return End("incomplete" if self._converter.incomplete_reason else "completed")
@@ -298,25 +305,24 @@ class Run:
             return None
         self._emit(*self._converter.stop())
         if how != "rolled back" or not await self._take_back(with_what_was_stored=True):
-            self._turn.close(None)
+            self._turn.close()
         return End("cancelled")
 
-    def _park(self, error: InDoubtError) -> None:
-        """Waits for somebody to decide about calls in doubt: in no queue, and with no session."""
+    def _park(self, questions: list[Question], checkpoint: str | None = None) -> End:
+        """Waits for somebody to decide about calls: in no queue, and with no session."""
         self._emit(*self._converter.stop())
         self._converter.incomplete_reason = "approval_required"
-        for call in error.calls:
-            approval_id = new_id("mcpr")
-            self._asked[approval_id] = call
-            item = {
-                "id": approval_id,
-                "type": "mcp_approval_request",
-                "server_label": "in_doubt",
-                "name": call.name,
-                "arguments": call.arguments,
-            }
-            self._emit(*self._converter.add(item))
-        self._turn.close(None)
+        for question in questions:
+            self._emit(*self._converter.add(question.item()))
+        self._turn.close(waits_for_approval=checkpoint is not None)
+        return End(
+            "incomplete",
+            open=True,
+            questions=questions,
+            expiry_ms=self._limits.approval_expiry_ms,
+            checkpoint=checkpoint,
+            checkpoint_version=VERSION,
+        )
 
     async def _failed(self, error: BaseException) -> End:
         self._fail(error)
@@ -324,8 +330,7 @@ class Run:
         admitted = self._entry.admitted
         if admitted is None or not self.request.store:
             return End("failed")
-        no_tool = not self._converter.tool_started and not admitted.steps.tools
-        if no_tool and await self._take_back(with_what_was_stored=False):
+        if self._turn.may_be_taken_back and await self._take_back(with_what_was_stored=False):
             return End("failed")
         assert self.failure is not None  # noqa: S101 - set by _fail
         self._turn.close(self.failure.message)
@@ -374,18 +379,20 @@ class Run:
         if not self.request.store:
             await self._make()
             return
-        with journaling(self._log, self._journal_id(), decisions=self._log.decisions):
+        admitted = self._turn.admitted
+        with journaling(
+            self._log,
+            admitted.journal_id or self.run_id,
+            segment=admitted.checkpoint.run_id if admitted.checkpoint else "",
+            decisions=self._log.decisions,
+            approved_tools=admitted.approved_tools,
+        ):
             await self._make()
 
-    def _journal_id(self) -> str:
-        assert self._entry.admitted is not None  # noqa: S101 - admitted before
-        return self._entry.admitted.journal_id or self.run_id
-
     async def _make(self) -> None:
-        assert self._entry.admitted is not None  # noqa: S101 - admitted before
         if self._attempt > self._limits.attempts:
             raise AttemptsError(self._limits.attempts)
-        call = RunnerCall(self.request, self._entry.admitted.input, self._turn.session)
+        call = await RunnerCall.begin(self.request, self._turn.admitted, self._turn.session)
         try:
             async with aclosing(call.events()) as events:
                 async for event in events:
@@ -393,7 +400,9 @@ class Run:
         finally:
             self._usage = call.usage
         if call.is_interrupted:
-            self._converter.incomplete_reason = "approval_required"
+            if not self.request.store:
+                raise NeedsStoreError
+            self._stopped_at = call
         elif not self._converter.output:
             raise ModelError("The model gave no answer.")
 

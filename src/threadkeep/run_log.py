@@ -12,13 +12,14 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 from urllib.parse import quote
 
 from threadkeep.database import Database
 from threadkeep.errors import DatabaseError, RunLostError, RunStoppedError
 from threadkeep.history import json_text
 from threadkeep.journal import Decision, ModelStep, ToolStep
-from threadkeep.response_events import Event
+from threadkeep.response_events import Event, new_id
 from threadkeep.stored_runs import Steps
 
 FLUSH_SECONDS = 0.05
@@ -51,6 +52,34 @@ class RunPlace:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A call that somebody has to decide about.
+
+    Args:
+        approval_id: Names it.
+        kind: `in_doubt`: it may have happened. `needs_approval`: it was not made.
+        key: Its place: in the journal, or among those that the Runner waits for.
+        call: Its `call_id`, `name` and `arguments`; of one that needs approval also the `agent`,
+            and the MCP `server` it is of.
+    """
+
+    approval_id: str
+    kind: Literal["in_doubt", "needs_approval"]
+    key: str
+    call: Mapping[str, Any]
+
+    def item(self) -> dict[str, Any]:
+        """It as the Responses API asks for an approval."""
+        return {
+            "id": self.approval_id,
+            "type": "mcp_approval_request",
+            "server_label": self.call.get("server") or self.kind,
+            "name": self.call["name"],
+            "arguments": self.call["arguments"],
+        }
+
+
+@dataclass(frozen=True)
 class End:
     """How a run ends.
 
@@ -58,14 +87,20 @@ class End:
         status: `completed`, `failed`, `cancelled` or `incomplete`.
         open: Whether another run can go on with its turn.
         open_hash: Of the input that does so when it is sent again; None: only a decision does.
-        asked: The calls that somebody has to decide about, by the ids of their approvals.
+        questions: What somebody has to decide, all of one kind.
+        expiry_ms: For how long they may, in milliseconds.
+        checkpoint: Where the Runner has stopped, as JSON text.
+        checkpoint_version: Of that.
         title: Of its session, if that has none.
     """
 
     status: str
     open: bool = False
     open_hash: str | None = None
-    asked: Mapping[str, ToolStep] | None = None
+    questions: Sequence[Question] = ()
+    expiry_ms: int = 0
+    checkpoint: str | None = None
+    checkpoint_version: int = 0
     title: str | None = None
 
 
@@ -329,14 +364,14 @@ class RunLog:
         self._on_stored()
 
     def _tool_columns(self, steps: Mapping[str, ToolStep]) -> dict[str, list[str]]:
-        approvals = self._earlier.approvals
+        answers = self._earlier.in_doubt
         return {
             "tool_keys": list(steps),
             "tool_states": [step.status for step in steps.values()],
             "tool_repeatable": [str(step.repeatable).lower() for step in steps.values()],
             "tool_calls": [call_json(step) for step in steps.values()],
             "tool_outputs": [step.output for step in steps.values()],
-            "tool_approvals": [approvals.get(key, ("", ""))[0] for key in steps],
+            "tool_approvals": [answers[key].approval_id if key in answers else "" for key in steps],
         }
 
 
@@ -347,16 +382,24 @@ def _places(step: ToolStep) -> tuple[str, str]:
     return own, rest if "#" in segment else inner
 
 
+def in_doubt(step: ToolStep) -> Question:
+    """The question whether a call that may have happened is to be made again."""
+    return Question(new_id("mcpr"), "in_doubt", step.key, as_call(step))
+
+
 def call_json(step: ToolStep) -> str:
     """What was called, as JSON text."""
-    return json_text(
-        {
-            "call_id": step.call_id,
-            "name": step.name,
-            "arguments": step.arguments,
-            "repeatable": step.repeatable,
-        }
-    )
+    return json_text(as_call(step))
+
+
+def as_call(step: ToolStep) -> dict[str, Any]:
+    """What was called, but for its place and how it ended."""
+    return {
+        "call_id": step.call_id,
+        "name": step.name,
+        "arguments": step.arguments,
+        "repeatable": step.repeatable,
+    }
 
 
 def _model_columns(steps: Sequence[ModelStep]) -> dict[str, list[str]]:
@@ -368,13 +411,17 @@ def _model_columns(steps: Sequence[ModelStep]) -> dict[str, list[str]]:
 
 
 def _end_columns(end: End) -> dict[str, str | int | list[str] | None]:
-    asked = end.asked or {}
+    asked = end.questions
     return {
         "status": end.status,
         "title": end.title,
         "open": int(end.open),
         "open_hash": end.open_hash,
-        "approval_ids": list(asked),
-        "approval_keys": [step.key for step in asked.values()],
-        "approval_calls": [call_json(step) for step in asked.values()],
+        "checkpoint": end.checkpoint,
+        "checkpoint_version": end.checkpoint_version,
+        "approval_kind": asked[0].kind if asked else "",
+        "approval_ids": [question.approval_id for question in asked],
+        "approval_keys": [question.key for question in asked],
+        "approval_calls": [json_text(dict(question.call)) for question in asked],
+        "approval_expiry": end.expiry_ms,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from agents import Agent, RunConfig, TResponseInputItem
 
@@ -20,6 +20,40 @@ MAX_ATTEMPTS = 10
 """How many processes may work on a run before it counts as what ends them."""
 
 
+class Contexts(Protocol):
+    """Where the SDK's context of a run comes from: what tools and instructions are given."""
+
+    def make(self) -> Any:
+        """A new one."""
+        ...
+
+    def dump(self, context: Any) -> str | None:
+        """One as JSON text, for a run that waits for people; None: it is made anew."""
+        ...
+
+    def load(self, text: str | None) -> Any:
+        """One again from what `dump` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneContext:
+    """The same context whenever a run is made."""
+
+    context: Any = None
+
+    def make(self) -> Any:
+        """It."""
+        return self.context
+
+    def dump(self, context: Any) -> None:
+        """It needs not be stored."""
+
+    def load(self, text: str | None) -> Any:
+        """It."""
+        return self.context
+
+
 @dataclass(frozen=True)
 class RunRequest:
     """What a run is asked to do.
@@ -29,7 +63,7 @@ class RunRequest:
         owner: Whose it is; '' is nobody's.
         items: The input, in Responses form.
         make_agent: Makes whoever answers.
-        context: The SDK's context, for tools and instructions.
+        contexts: Where the SDK's context comes from.
         run_config: The SDK's settings of the run.
         model: The name of the model, for the reply.
         source: What it takes to make this request again, as JSON text.
@@ -47,7 +81,7 @@ class RunRequest:
     owner: str
     items: list[TResponseInputItem]
     make_agent: Callable[[], Agent[Any]]
-    context: Any
+    contexts: Contexts
     run_config: RunConfig
     model: str
     source: str = "{}"
@@ -83,9 +117,11 @@ class Limits:
         queue: How many turns may wait for one session.
         lost_after_ms: After how long a silent run has lost its process, in milliseconds.
         attempts: How many processes may work on a run.
+        approval_expiry_ms: For how long a call may wait for a decision, in milliseconds.
     """
 
     timeout: float
     queue: int = 100
     lost_after_ms: int = LOST_AFTER_MS
     attempts: int = MAX_ATTEMPTS
+    approval_expiry_ms: int = 7 * 24 * 3600 * 1000

@@ -6,9 +6,20 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from agents import Runner, RunResultStreaming, StreamEvent, TResponseInputItem, Usage
+from agents import (
+    Agent,
+    Runner,
+    RunResultStreaming,
+    RunState,
+    StreamEvent,
+    TResponseInputItem,
+    Usage,
+)
 from agents.run_error_handlers import RunErrorHandlerInput, RunErrorHandlerResult
 
+from threadkeep.admission import Admitted
+from threadkeep.checkpoint import take_checkpoint
+from threadkeep.run_log import Question
 from threadkeep.run_request import RunRequest
 from threadkeep.turn import TurnSession
 
@@ -18,22 +29,49 @@ class RunnerCall:
 
     Args:
         request: Who answers, and how.
-        items: The input.
+        agent: Who answers.
+        given: The input, or the state from which to go on.
+        context: The SDK's context.
         session: What was said before.
     """
 
     def __init__(
-        self, request: RunRequest, items: list[TResponseInputItem], session: TurnSession
+        self,
+        request: RunRequest,
+        agent: Agent[Any],
+        given: list[TResponseInputItem] | RunState[Any, Agent[Any]],
+        context: Any,
+        session: TurnSession,
     ) -> None:
-        agent = request.make_agent()
+        self._contexts = request.contexts
+        self._context = context
+        self._session = session
         self._result = Runner.run_streamed(
             agent,
-            items,
-            context=request.context,
+            given,
+            context=context,
             run_config=request.run_config,
             session=session,
             error_handlers=None if agent.output_type else {"model_refusal": _refusal},
         )
+
+    @classmethod
+    async def begin(
+        cls, request: RunRequest, admitted: Admitted, session: TurnSession
+    ) -> RunnerCall:
+        """Begins a turn, or goes on with one that had stopped for approvals.
+
+        Args:
+            request: Who answers, and how.
+            admitted: The turn.
+            session: What was said before.
+        """
+        checkpoint, agent = admitted.checkpoint, request.make_agent()
+        if checkpoint is None:
+            return cls(request, agent, admitted.input, request.contexts.make(), session)
+        context = request.contexts.load(checkpoint.context)
+        state = await checkpoint.restore(agent, context)
+        return cls(request, agent, state, context, session)
 
     @property
     def usage(self) -> Usage:
@@ -44,6 +82,11 @@ class RunnerCall:
     def is_interrupted(self) -> bool:
         """Whether it waits for approvals."""
         return bool(self._result.interruptions)
+
+    def checkpoint(self) -> tuple[str, list[Question]]:
+        """Where it has stopped, as JSON text, and the calls that wait for approvals."""
+        context = self._contexts.dump(self._context)
+        return take_checkpoint(self._result, self._session.added, context)
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         """What happens, as it happens. Once this has ended, nothing of the call goes on."""

@@ -14,18 +14,20 @@ from typing import Any, NoReturn
 
 from agents import RunConfig
 
+from threadkeep.checkpoint import NEWEST_KNOWN
 from threadkeep.database import Database, Row
 from threadkeep.errors import (
     ConflictError,
     DuplicateError,
     IdempotencyKeyError,
+    NewerCheckpointError,
     ResponseNotFoundError,
     ServerStoppingError,
 )
 from threadkeep.failures import log_fault
 from threadkeep.response_events import Event
 from threadkeep.run import Run
-from threadkeep.run_request import Limits, RunRequest, TakenOver
+from threadkeep.run_request import Limits, OneContext, RunRequest, TakenOver
 from threadkeep.stored_runs import (
     UNFINISHED,
     find_run,
@@ -105,7 +107,10 @@ class Runs:
         if self._stopping:
             return None
         rows = await self._database.call(
-            "claim_lost_run", stale_after=self._limits.lost_after_ms, own=self.ids
+            "claim_lost_run",
+            stale_after=self._limits.lost_after_ms,
+            checkpoint_version=NEWEST_KNOWN,
+            own=self.ids,
         )
         if not rows:
             return None
@@ -140,7 +145,10 @@ class Runs:
             DatabaseError: It could not be done.
         """
         rows = await self._database.call(
-            "list_decided_runs", stale_after=self._limits.lost_after_ms, limit=_DECIDED_BATCH
+            "list_decided_runs",
+            stale_after=self._limits.lost_after_ms,
+            checkpoint_version=NEWEST_KNOWN,
+            limit=_DECIDED_BATCH,
         )
         runs = []
         for row in rows:
@@ -155,8 +163,11 @@ class Runs:
             ResponseNotFoundError: There is no such run of this owner.
             TurnGoneError: Its session has gone on.
             DuplicateError: Somebody went on with it already.
+            NewerCheckpointError: A newer release has stopped it.
         """
         row = await find_run(self._database, run_id, owner)
+        if row["checkpoint_version"] > NEWEST_KNOWN:
+            raise NewerCheckpointError
         request = self._restore(row["session_id"], owner, dict(row) | {"goes_on_from": run_id})
         run = self.start(request)
         await asyncio.shield(run.received)
@@ -215,7 +226,8 @@ class Runs:
         return None if row["status"] in UNFINISHED else row["last_seq"]
 
     async def cancel(self, run_id: str, owner: str) -> dict[str, Any]:
-        """Stops a run, wherever it is; what was said stays. One that has ended is left as it is.
+        """Stops a run, wherever it is; what was said stays. One that has ended is left as it is,
+        but nobody can decide any more what it waits for.
 
         Raises:
             ResponseNotFoundError: There is no such run of this owner.
@@ -225,6 +237,7 @@ class Runs:
             await run.stop()
             if not run.left:
                 return run.response()
+        await self._database.call("close_approvals", run_id=run_id, owner=owner)
         while True:
             if await self._database.call("request_stop", run_id=run_id, owner=owner, how="cancel"):
                 async for _ in follow_stored(self._database, run_id, owner, -1):
@@ -289,7 +302,7 @@ def _unmakable(row: Row, error: Exception) -> RunRequest:
         owner=row["owner"],
         items=[],
         make_agent=raise_it,
-        context=None,
+        contexts=OneContext(),
         run_config=RunConfig(tracing_disabled=True),
         model="",
         source=row["request"],

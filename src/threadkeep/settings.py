@@ -105,6 +105,7 @@ class Settings(DatabaseSettings):
     )
     session_queue_limit: int = Field(100, alias="SESSION_QUEUE_LIMIT", ge=1)
     run_retention_days: float = Field(7, alias="RUN_RETENTION_DAYS", gt=0)
+    approval_expiry_days: float = Field(7, alias="APPROVAL_EXPIRY_DAYS", gt=0, le=3650)
     trust_proxy_headers: bool = Field(False, alias="THREADKEEP_TRUST_PROXY_HEADERS")
 
     @property

@@ -26,6 +26,21 @@ FINAL_EVENTS = {"response.completed", "response.failed", "response.incomplete"}
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What somebody decided about a call.
+
+    Args:
+        approval_id: The approval.
+        approved: Whether the call is to be made.
+        reason: Why, in their words.
+    """
+
+    approval_id: str
+    approved: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class Steps:
     """What is stored of a journal.
 
@@ -33,27 +48,28 @@ class Steps:
         models: The answers of models, by their keys.
         tools: The calls of tools, by their keys.
         made_again_by: The approval by which a call was made again, by its key.
-        approvals: The newest decision about a call in doubt, by its key: the approval's id and
-            status.
+        in_doubt: The newest decision about a call in doubt, by its key.
+        answers: What was decided about the calls of the checkpoint that the run goes on from.
     """
 
     models: dict[str, ModelStep] = field(default_factory=dict)
     tools: dict[str, ToolStep] = field(default_factory=dict)
     made_again_by: dict[str, str] = field(default_factory=dict)
-    approvals: dict[str, tuple[str, str]] = field(default_factory=dict)
+    in_doubt: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
 
     def decisions(self) -> dict[str, Decision]:
         """What is to become of calls in doubt. A decision is good for making a call once."""
         decisions: dict[str, Decision] = {}
-        for key, (approval_id, status) in self.approvals.items():
-            in_doubt = key in self.tools and self.tools[key].status == "intended"
-            if in_doubt and self.made_again_by.get(key) != approval_id:
-                decisions[key] = "run_again" if status == "approved" else "unknown"
+        for key, answer in self.in_doubt.items():
+            is_open = key in self.tools and self.tools[key].status == "intended"
+            if is_open and self.made_again_by.get(key) != answer.approval_id:
+                decisions[key] = Decision(answer.approved, answer.reason)
         return decisions
 
 
-async def read_steps(database: Database, journal_id: str) -> Steps:
-    """What a journal holds, and what was decided about its calls."""
+async def read_steps(database: Database, journal_id: str, checkpoint_run_id: str) -> Steps:
+    """What a journal holds, and what was decided about its calls, and those of a checkpoint."""
     steps = Steps()
     for row in await database.call("read_journal", journal_id=journal_id):
         key = row["key"]
@@ -64,9 +80,13 @@ async def read_steps(database: Database, journal_id: str) -> Steps:
             steps.tools[key] = ToolStep(key, status=row["status"], output=row["response"], **call)
             if row["approval_id"]:
                 steps.made_again_by[key] = row["approval_id"]
-    if any(step.status == "intended" for step in steps.tools.values()):
+    if checkpoint_run_id or any(step.status == "intended" for step in steps.tools.values()):
         for row in await database.call("read_decisions", journal_id=journal_id):
-            steps.approvals[row["key"]] = (row["approval_id"], row["status"])
+            answer = Answer(row["approval_id"], row["status"] == "approved", row["reason"])
+            if row["kind"] == "in_doubt":
+                steps.in_doubt[row["key"]] = answer
+            elif row["run_id"] == checkpoint_run_id:
+                steps.answers[row["key"]] = answer
     return steps
 
 

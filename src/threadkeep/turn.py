@@ -175,13 +175,18 @@ class TurnSession:
         session: The session itself.
         base: The items before this turn.
         log: Takes what the run adds. None: nothing is stored, for requests with `store: false`.
+        behind: What the turn has behind its input, when the Runner goes on with it.
 
     Attributes:
-        added: What the Runner has added in this turn.
+        added: What the turn has behind its input.
     """
 
     def __init__(
-        self, session: Session, base: list[TResponseInputItem], log: ItemLog | None
+        self,
+        session: Session,
+        base: list[TResponseInputItem],
+        log: ItemLog | None,
+        behind: list[TResponseInputItem] | None = None,
     ) -> None:
         self.session_id = session.session_id
         self.session_settings: SessionSettings | None = None
@@ -189,7 +194,9 @@ class TurnSession:
         self._session = session
         self._items = list(base)
         self._log = log
-        self._input_comes = True
+        self._input_comes = behind is None
+        if behind is not None:
+            self.append(behind)
 
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
@@ -215,7 +222,6 @@ class TurnSession:
             self._items += items
         else:
             self.append([_with_own_id(item) for item in items])
-            self.added += cast(list[dict[str, Any]], items)
 
     def append(self, items: list[TResponseInputItem]) -> None:
         """Takes items of the run, whichever. Raises as `add_items` does."""
@@ -225,6 +231,7 @@ class TurnSession:
             except InvalidInputError as error:
                 raise ModelError("The model gave an item that can't be stored.") from error
         self._items += items
+        self.added += cast(list[dict[str, Any]], items)
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None

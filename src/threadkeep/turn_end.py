@@ -19,6 +19,9 @@ from threadkeep.response_events import new_id
 NOT_MADE = "not made: the turn ended before"
 """The output of a call that did not begin."""
 
+DECLINED = "declined: the user went on without approving it"
+"""The output of a call that waits for an approval; it is cut off when the turn goes on."""
+
 _SAID = {"message", "reasoning", "function_call", "function_call_output"}
 
 Item = dict[str, Any]
@@ -63,7 +66,7 @@ def closing_items(
     return closing
 
 
-def as_call(step: ToolStep) -> Item:
+def call_item(step: ToolStep) -> Item:
     """A call as an item, made of what the journal has of it."""
     return {
         "id": new_id("fc"),

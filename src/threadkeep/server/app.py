@@ -21,7 +21,13 @@ from threadkeep.server import approvals, health, pages, responses, sessions
 from threadkeep.server.errors import add_error_handlers
 from threadkeep.server.guard import Guard
 from threadkeep.server.requests import ResponsesRequest
-from threadkeep.server.run_requests import AgentContext, CreateAgent, GetSessionId, RunRequests
+from threadkeep.server.run_requests import (
+    AgentContext,
+    CreateAgent,
+    CreateContext,
+    GetSessionId,
+    RunRequests,
+)
 from threadkeep.settings import Settings
 from threadkeep.take_over import keep_taking_over
 
@@ -34,6 +40,7 @@ def create_app(
     get_session_id: GetSessionId,
     settings: Settings,
     *,
+    create_context: CreateContext | None = None,
     page: bool = True,
     on_progress: Callable[[str], None] = print,
     limits: Limits | None = None,
@@ -44,12 +51,15 @@ def create_app(
         create_agent: Makes the agent of a run, from what the run is about.
         get_session_id: Tells the session of a request.
         settings: Read from the environment.
+        create_context: Makes what tools are given as the SDK's run context, from what the run is
+            about; by default they are given that itself. Says by its annotation what it gives.
         page: Whether to serve the chat page.
         on_progress: Told, in a line each, how the loading of the embedded model goes.
         limits: What holds for every run, the same for all replicas; by default what is set.
 
     Raises:
         SettingsError: A setting can't be used.
+        AgentCodeError: What `create_context` gives can't be stored.
         EmbeddedModelUnavailableError: The embedded model is asked for and can't be had.
     """
     models = Models(settings, on_progress)
@@ -61,10 +71,19 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.limits = limits or Limits(settings.task_timeout_seconds, settings.session_queue_limit)
+    app.state.limits = limits or Limits(
+        settings.task_timeout_seconds,
+        settings.session_queue_limit,
+        approval_expiry_ms=int(settings.approval_expiry_days * 24 * 3600 * 1000),
+    )
     app.state.models = models
     app.state.run_requests = RunRequests(
-        create_agent, get_session_id, models, models.name, settings.session_concurrency
+        create_agent,
+        get_session_id,
+        models,
+        models.name,
+        settings.session_concurrency,
+        create_context,
     )
     app.state.first_agent = partial(_first_agent, create_agent, get_session_id)
     for part in (responses, sessions, approvals, health):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from threadkeep.approvals import decide, get_approval, list_approvals
+from threadkeep.approvals import Status, Verdict, decide, get_approval, list_approvals
 from threadkeep.history import check_id
 from threadkeep.server.identity import owner_of
+from threadkeep.server.requests import MAX_REASON, check_json
 
 router = APIRouter(tags=["approvals"])
-
-MAX_REASON = 2_000
-"""Of a reason, in characters."""
 
 Owner = Annotated[str, Depends(owner_of)]
 
@@ -24,17 +22,21 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    approve: bool = Field(description="true: make the call again. false: its outcome is unknown.")
-    reason: str | None = Field(default=None, max_length=MAX_REASON, description="Why.")
+    approve: bool = Field(description="Whether the call is made: now, or once more if in doubt.")
+    reason: str | None = Field(
+        default=None, max_length=MAX_REASON, description="Why. The model is told when it is not."
+    )
+    always_approve: bool = Field(
+        default=False, description="With approve: this tool needs no approval in this session."
+    )
 
 
 @router.get("/approvals")
 async def get_approvals(
     request: Request,
     owner: Owner,
-    status: Annotated[
-        Literal["pending", "approved", "rejected"] | None, Query(description="Only these.")
-    ] = None,
+    status: Annotated[Status | None, Query(description="Only these.")] = None,
+    session_id: Annotated[str, Query(description="Only those of this session.")] = "",
     limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
     after: Annotated[str, Query(description="The `last_id` of the page before.")] = "",
 ) -> dict[str, Any]:
@@ -42,7 +44,16 @@ async def get_approvals(
     if after:
         check_id(after, "after")
     database = request.app.state.database
-    found = await list_approvals(database, owner, status=status or "", after=after, limit=limit + 1)
+    if session_id:
+        check_id(session_id, "session_id")
+    found = await list_approvals(
+        database,
+        owner,
+        status=status or "",
+        session_id=session_id,
+        after=after,
+        limit=limit + 1,
+    )
     page = found[:limit]
     return {
         "object": "list",
@@ -68,11 +79,7 @@ async def decide_one(
     With the last one of its run the turn goes on, in another response: `response_id`.
     """
     state = request.app.state
-    return await decide(
-        state.database,
-        state.runs,
-        approval_id,
-        owner,
-        approve=decision.approve,
-        reason=decision.reason,
-    )
+    check_json(decision.reason, "reason")
+    verdict = Verdict(approval_id, decision.approve, decision.reason)
+    await decide(state.database, state.runs, owner, verdict, always=decision.always_approve)
+    return await get_approval(state.database, approval_id, owner)

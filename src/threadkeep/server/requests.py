@@ -8,11 +8,16 @@ from typing import Any, cast
 from agents import TResponseInputItem
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from threadkeep.approvals import Verdict
 from threadkeep.errors import InvalidInputError
+from threadkeep.history import check_id
 from threadkeep.response_events import new_id
 
 MAX_ITEMS = 10_000
 """Of one request."""
+
+MAX_REASON = 2_000
+"""Of what somebody says about a decision, in characters."""
 
 MAX_DEPTH = 100
 """Of lists and objects in one another: the SDK copies items by recursion."""
@@ -126,6 +131,43 @@ def input_items(value: str | list[dict[str, Any]]) -> list[TResponseInputItem]:
     return [_checked(item, f"input[{index}]") for index, item in enumerate(value)]
 
 
+def verdicts(value: str | list[dict[str, Any]]) -> list[Verdict]:
+    """The decisions in an `input`; empty when it is a message.
+
+    Raises:
+        InvalidInputError: One can't be used, or there is something else beside them.
+    """
+    if isinstance(value, str) or not any(map(_is_verdict, value)):
+        return []
+    if len(value) > MAX_ITEMS:
+        raise InvalidInputError(f"{MAX_ITEMS} items at most can be sent at once.", param="input")
+    return [_verdict(item, f"input[{index}]") for index, item in enumerate(value)]
+
+
+def _is_verdict(item: dict[str, Any]) -> bool:
+    return item.get("type") == "mcp_approval_response"
+
+
+def _verdict(item: dict[str, Any], at: str) -> Verdict:
+    if not _is_verdict(item):
+        raise InvalidInputError(
+            f"{at} stands beside a decision. Send decisions alone, and a message when the answer "
+            "to them is done.",
+            param=at,
+            code="mixed_input",
+        )
+    approval_id, reason = item.get("approval_request_id"), item.get("reason")
+    if not isinstance(approval_id, str):
+        raise _wrong(f"{at}.approval_request_id", "must be the id of an approval")
+    if not isinstance(item.get("approve"), bool):
+        raise _wrong(f"{at}.approve", "must be true or false")
+    if reason is not None and not (isinstance(reason, str) and len(reason) <= MAX_REASON):
+        raise _wrong(f"{at}.reason", f"must be a string of {MAX_REASON} characters at most")
+    check_json(reason, f"{at}.reason")
+    check_id(approval_id, f"{at}.approval_request_id")
+    return Verdict(approval_id, item["approve"], reason or None)
+
+
 def _checked(item: dict[str, Any], at: str) -> TResponseInputItem:
     kind = item.get("type", "message")
     if kind == "message":
@@ -139,7 +181,7 @@ def _checked(item: dict[str, Any], at: str) -> TResponseInputItem:
     elif kind != "reasoning":
         raise InvalidInputError(
             f"{at}.type is not one that can be sent here: use message, function_call, "
-            "function_call_output or reasoning.",
+            "function_call_output, reasoning or mcp_approval_response.",
             param=f"{at}.type",
             code="unsupported_item",
         )

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from threadkeep.approvals import Verdict, decide, get_approval, repeated
 from threadkeep.errors import DuplicateError, InvalidInputError
 from threadkeep.failures import recalled, stopped
 from threadkeep.history import check_id
 from threadkeep.run import Run
 from threadkeep.server.errors import RunFailedError
 from threadkeep.server.identity import owner_of
-from threadkeep.server.requests import ResponsesRequest, check_json, input_items
+from threadkeep.server.requests import ResponsesRequest, check_json, input_items, verdicts
 from threadkeep.server.sse import event_stream, with_html
 
 router = APIRouter(tags=["responses"])
@@ -79,6 +80,10 @@ async def create_response(
     `previous_response_id`, else a new one; the reply names it in `custom_outputs.session_id`.
     """
     key = Key.of(body, owner, idempotency_key)
+    decided = verdicts(body.input)
+    if decided:
+        run_id = await _decide(decided, body, request, owner, is_named=key is not None)
+        return await _repeat(run_id, body, request, owner)
     first = await key.first_run(request) if key else None
     if first is not None:
         return await _repeat(first, body, request, owner)
@@ -152,6 +157,26 @@ async def _repeat(
     if response["status"] == "failed" and not body.background:
         raise RunFailedError(recalled(response["error"]), run_id)
     return JSONResponse(response)
+
+
+async def _decide(
+    decided: list[Verdict], body: ResponsesRequest, request: Request, owner: str, *, is_named: bool
+) -> str:
+    """Takes decisions: the run that goes on, or still waits for others.
+
+    A request that is named by an Idempotency-Key may come again, and decides nothing then.
+    """
+    state = request.app.state
+    approval = await get_approval(state.database, decided[0].approval_id, owner)
+    waiting: str = approval["previous_response_id"]
+    if body.previous_response_id not in (None, waiting):
+        raise InvalidInputError(
+            "previous_response_id is not the response that asked for this approval.",
+            param="previous_response_id",
+        )
+    went_on = await repeated(state.database, owner, decided) if is_named else None
+    went_on = went_on or await decide(state.database, state.runs, owner, *decided)
+    return went_on or waiting
 
 
 async def _start(body: ResponsesRequest, request: Request, owner: str, key: Key | None) -> Run:

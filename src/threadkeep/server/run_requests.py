@@ -12,8 +12,9 @@ from agents import Agent, ModelProvider, RunConfig, TResponseInputItem
 
 from threadkeep.errors import AgentCodeError, InvalidInputError
 from threadkeep.history import check_id, json_text
-from threadkeep.run_request import Concurrency, RunRequest
+from threadkeep.run_request import Concurrency, OneContext, RunRequest
 from threadkeep.runs import continuation_key
+from threadkeep.server.contexts import ContextType, OwnContexts
 from threadkeep.server.requests import ResponsesRequest, input_items
 
 
@@ -33,6 +34,7 @@ class AgentContext:
 
 
 CreateAgent = Callable[[AgentContext], Agent[Any]]
+CreateContext = Callable[[AgentContext], Any]
 GetSessionId = Callable[[ResponsesRequest], str]
 
 
@@ -45,6 +47,10 @@ class RunRequests:
         models: Gives a model by its name.
         model_name: That of the default model, for the reply.
         concurrency: What becomes of a turn whose session has one at work, unless the client says.
+        create_context: Makes the SDK's context of a run; None: it is the `AgentContext`.
+
+    Raises:
+        AgentCodeError: What it gives can't be stored.
 
     Attributes:
         models: As above.
@@ -57,12 +63,14 @@ class RunRequests:
         models: ModelProvider,
         model_name: str,
         concurrency: Concurrency,
+        create_context: CreateContext | None = None,
     ) -> None:
         self._create_agent = create_agent
         self._get_session_id = get_session_id
         self.models = models
         self._model_name = model_name
         self._concurrency = concurrency
+        self._context_type = create_context and ContextType.of(create_context)
 
     def make(
         self,
@@ -82,13 +90,14 @@ class RunRequests:
             InvalidInputError: Its `concurrency` is none.
         """
         context = AgentContext(session_id, owner or None, body)
+        contexts = OwnContexts(self._context_type, context) if self._context_type else None
         source = {"body": body.model_dump(mode="json"), "goes_on_from": goes_on_from}
         return RunRequest(
             session_id=session_id,
             owner=owner,
             items=items,
             make_agent=partial(self._create_agent, context),
-            context=context,
+            contexts=contexts or OneContext(context),
             # Traces would carry what users write to OpenAI, unasked.
             run_config=RunConfig(model_provider=self.models, tracing_disabled=True),
             model=self._model_name,

@@ -21,7 +21,7 @@ from typing import Any
 
 from agents import Agent
 
-from threadkeep.approvals import decide, list_approvals
+from threadkeep.approvals import Verdict, decide, list_approvals
 from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import ConflictError, DatabaseError, DuplicateError, ThreadkeepError
@@ -255,14 +255,8 @@ class Client:
                 approve = random.Random(f"{self._case.seed} {approval['id']}").random() < 0.5  # noqa: S311 - no secret
                 self._marks.add(asks_about=approval["call_id"])
                 with contextlib.suppress(ConflictError):  # a process beside us was faster
-                    await decide(
-                        server.database,
-                        server.runs,
-                        approval["id"],
-                        owner,
-                        approve=approve,
-                        reason=None,
-                    )
+                    verdict = Verdict(approval["id"], approve)
+                    await decide(server.database, server.runs, owner, verdict)
         while True:
             follower = await server.runs.find(owner, continuation_key(run_id), "")
             if follower is not None:

@@ -68,18 +68,19 @@ head AS (
     AND (s.run_id IS NULL OR :retried::boolean AND s.run_id = excluded.run_id)
     AND (s.open_run_id IS NOT NULL AND s.open_hash = :input_hash::text
          AND s.open_epoch = s.epoch AND s.open_seq = s.seq) IS NOT TRUE
-  RETURNING s.epoch, s.seq, s.updated_at),
+  RETURNING s.epoch, s.seq, s.approved_tools, s.updated_at),
 run AS (
   INSERT INTO threadkeep.runs
     (run_id, session_id, owner, idempotency_key, request_hash, request, journal_id, status, base_seq,
-     input_count, fork_id, made, alive_at, created_at)
+     input_count, fork_id, made, approved_tools, alive_at, created_at)
   SELECT :run_id, :session_id, :owner, :idempotency_key, :request_hash, :request, :run_id, 'in_progress',
          head.seq - cardinality(:items::text[]), cardinality(:items::text[]), :fork_id::text,
-         head.epoch = :new_epoch::bigint, head.updated_at, head.updated_at
+         head.epoch = :new_epoch::bigint, head.approved_tools, head.updated_at, head.updated_at
   FROM head
   ON CONFLICT (run_id) DO UPDATE
   SET status = 'in_progress', base_seq = excluded.base_seq, input_count = excluded.input_count,
-      fork_id = excluded.fork_id, made = excluded.made, alive_at = excluded.alive_at),
+      fork_id = excluded.fork_id, made = excluded.made, approved_tools = excluded.approved_tools,
+      alive_at = excluded.alive_at),
 event AS (
   INSERT INTO threadkeep.run_events (run_id, seq, data)
   SELECT :run_id, 0, :created::text FROM head WHERE :created::text <> ''
@@ -110,7 +111,7 @@ other AS (
 SELECT head.epoch, head.seq AS head,
        head.epoch IS NOT NULL OR other.owner IS NULL OR other.owner = :owner AS owned,
        head.epoch IS NULL AND NOT EXISTS (SELECT FROM done) AS busy,
-       other.run_id AS busy_run_id, other.open_run_id,
+       other.run_id AS busy_run_id, other.open_run_id, head.approved_tools,
        known.base, news.seq, news.data,
        (extract(epoch FROM news.created_at) * 1000)::bigint AS created_at
 FROM (SELECT) AS always
@@ -131,7 +132,9 @@ WITH mine AS (
   WHERE :waits::boolean AND run_id = :run_id AND attempt = :attempt::bigint AND status = 'queued'
   FOR UPDATE),
 seen AS MATERIALIZED (
-  SELECT s.epoch, s.seq, r.journal_id, r.base_seq, r.input_count, r.fork_id, r.made
+  SELECT s.epoch, s.seq, r.journal_id, r.base_seq, r.input_count, r.fork_id, r.made, s.approved_tools,
+         CASE WHEN r.checkpoint IS NULL THEN r.checkpoint_run_id ELSE r.run_id END AS checkpoint_run_id,
+         r.checkpoint_version
   FROM threadkeep.sessions s JOIN threadkeep.runs r ON r.run_id = s.open_run_id
   WHERE s.session_id = :session_id AND s.owner = :owner AND s.open_run_id = :open_run_id),
 kept AS (
@@ -162,24 +165,27 @@ cut AS (
 run AS (
   INSERT INTO threadkeep.runs
     (run_id, session_id, owner, idempotency_key, request_hash, request, journal_id, status, base_seq,
-     input_count, fork_id, made, alive_at, created_at)
+     input_count, fork_id, made, approved_tools, checkpoint_run_id, checkpoint_version, alive_at,
+     created_at)
   SELECT :run_id, :session_id, :owner, :idempotency_key, :request_hash, :request, seen.journal_id,
-         'in_progress', seen.base_seq, seen.input_count, seen.fork_id, seen.made, head.updated_at,
-         head.updated_at
+         'in_progress', seen.base_seq, seen.input_count, seen.fork_id, seen.made, seen.approved_tools,
+         seen.checkpoint_run_id, seen.checkpoint_version, head.updated_at, head.updated_at
   FROM head, seen
   ON CONFLICT (run_id) DO UPDATE
   SET status = 'in_progress', journal_id = excluded.journal_id, base_seq = excluded.base_seq,
       input_count = excluded.input_count, fork_id = excluded.fork_id, made = excluded.made,
-      alive_at = excluded.alive_at),
+      approved_tools = excluded.approved_tools, checkpoint_run_id = excluded.checkpoint_run_id,
+      checkpoint_version = excluded.checkpoint_version, alive_at = excluded.alive_at),
 event AS (
   INSERT INTO threadkeep.run_events (run_id, seq, data) SELECT :run_id, 0, :created FROM head
   ON CONFLICT DO NOTHING)
-SELECT journal_id, base_seq, input_count, fork_id, made FROM head, seen
+SELECT journal_id, base_seq, input_count, fork_id, made, approved_tools, checkpoint_run_id FROM head, seen
 UNION ALL
-SELECT journal_id, base_seq, input_count, fork_id, made FROM threadkeep.runs
+SELECT journal_id, base_seq, input_count, fork_id, made, approved_tools, checkpoint_run_id
+FROM threadkeep.runs
 WHERE :retried::boolean AND run_id = :run_id AND attempt = :attempt::bigint AND status = 'in_progress'
 UNION ALL
-SELECT journal_id, base_seq, input_count, fork_id, made FROM seen
+SELECT journal_id, base_seq, input_count, fork_id, made, approved_tools, checkpoint_run_id FROM seen
 WHERE :retried::boolean AND NOT EXISTS (SELECT FROM head) AND EXISTS (
   SELECT FROM (
     SELECT run_id FROM threadkeep.sessions WHERE session_id = :session_id OFFSET 0 FOR UPDATE) taken
@@ -248,7 +254,7 @@ WHERE :retried::boolean AND NOT EXISTS (SELECT FROM undone) AND (
 -- name: write_run
 -- What a run has to store, in one: events from number `first_seq` on; items, of which `first_item` came
 -- before; steps of its journal; a sign of life; and with a `status` its end, which gives its session
--- free, `open` to be gone on with where `open` is 1. What is stored already is not stored again. No row:
+-- free, `open` to be gone on with where `open` is 1, from its `checkpoint` if it has one. What is stored already is not stored again. No row:
 -- the run was lost. A session that is not its own any more is no hindrance to its end.
 WITH session AS (
   UPDATE threadkeep.sessions
@@ -272,6 +278,9 @@ run AS (
   SET alive_at = clock_timestamp(),
       status = CASE WHEN :status::text = '' THEN r.status ELSE :status::text END,
       request = CASE WHEN :status::text = 'completed' THEN NULL ELSE r.request END,
+      checkpoint = :checkpoint::text,
+      checkpoint_version = CASE WHEN :checkpoint::text IS NULL THEN r.checkpoint_version
+                                ELSE :checkpoint_version::bigint END,
       finished_at = CASE WHEN :status::text <> '' THEN clock_timestamp() END
   WHERE r.run_id = :run_id AND r.attempt = :attempt::bigint
     AND (r.status = 'queued' OR r.status = 'in_progress' AND (
@@ -310,9 +319,11 @@ called AS (
       approval_id = coalesce(excluded.approval_id, t.approval_id)),
 asked AS (
   INSERT INTO threadkeep.approvals
-    (approval_id, run_id, session_id, owner, journal_id, key, call, status, created_at)
-  SELECT new.approval_id, :run_id, :session_id, :owner, :journal_id, new.key, new.call, 'pending',
-         clock_timestamp()
+    (approval_id, run_id, session_id, owner, journal_id, kind, key, call, status, created_at, expires_at,
+     tell_at)
+  SELECT new.approval_id, :run_id, :session_id, :owner, :journal_id, :approval_kind, new.key, new.call,
+         'pending', clock_timestamp(),
+         clock_timestamp() + :approval_expiry::bigint * interval '1 ms', clock_timestamp()
   FROM run, unnest(:approval_ids::text[], :approval_keys::text[], :approval_calls::text[])
     AS new (approval_id, key, call)
   ON CONFLICT DO NOTHING)
@@ -340,12 +351,13 @@ WHERE run_id = :run_id AND attempt = :attempt AND finished_at IS NULL;
 
 -- name: claim_lost_run
 -- Takes over one run whose process gave no sign of life for `stale_after` ms; it is the next attempt's
--- then. Not one of `own`, which the caller works on: it was only busy. `has_session`: whether it has its
--- session still.
+-- then. Not one of `own`, which the caller works on: it was only busy; nor one that goes on from a
+-- checkpoint that only newer releases know. `has_session`: whether it has its session still.
 WITH lost AS MATERIALIZED (
   SELECT r.run_id, r.session_id, r.status FROM threadkeep.runs r
   WHERE r.finished_at IS NULL AND r.request IS NOT NULL
     AND r.alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms'
+    AND r.checkpoint_version <= :checkpoint_version::bigint
     AND r.run_id <> ALL (:own::text[])
   ORDER BY random() LIMIT 1),  -- not the one that all the others try for
 session AS (
@@ -363,7 +375,8 @@ WHERE r.run_id = lost.run_id AND r.finished_at IS NULL AND r.status = lost.statu
   AND (r.status = 'queued' OR EXISTS (SELECT FROM session) OR NOT EXISTS (
     SELECT 1 FROM threadkeep.sessions s WHERE s.session_id = r.session_id AND s.run_id = r.run_id))
 RETURNING r.run_id, r.session_id, r.owner, r.status, r.idempotency_key, r.request_hash, r.request,
-          r.journal_id, r.attempt, r.base_seq, r.input_count, r.fork_id, r.made,
+          r.journal_id, r.attempt, r.base_seq, r.input_count, r.fork_id, r.made, r.approved_tools,
+          r.checkpoint_run_id,
           EXISTS (SELECT FROM session) AS has_session,
           (extract(epoch FROM r.created_at) * 1000)::bigint AS created_at;
 
@@ -398,6 +411,7 @@ FROM threadkeep.tool_calls WHERE journal_id = :journal_id;
 -- name: get_run
 -- One run of an owner.
 SELECT run_id, session_id, status, request, request_hash, base_seq, input_count, stop_requested,
+       approved_tools, checkpoint_version,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM finished_at) * 1000)::bigint AS finished_at,
        (SELECT max(e.seq) FROM threadkeep.run_events e WHERE e.run_id = r.run_id) AS last_seq
@@ -423,24 +437,28 @@ ORDER BY e.seq;
 
 -- name: forget_old_runs
 -- Removes runs that ended more than `older_than` ms ago, with their events and journals; `limit` of them at
--- most. `count` is how many. What they said stays in their sessions, and a journal as long as a run has it.
+-- most. `count` is how many. What they said stays in their sessions. A run is kept while another one of its
+-- turn is, or while somebody may decide about one of its calls.
 WITH old AS (
-  SELECT run_id, session_id, journal_id FROM threadkeep.runs
-  WHERE finished_at <= clock_timestamp() - :older_than::bigint * interval '1 ms'
-  ORDER BY finished_at, run_id LIMIT :limit FOR UPDATE SKIP LOCKED),
-unused AS (
-  SELECT DISTINCT journal_id FROM old WHERE NOT EXISTS (
-    SELECT 1 FROM threadkeep.runs r
-    WHERE r.session_id = old.session_id AND r.journal_id = old.journal_id
-      AND r.run_id NOT IN (SELECT run_id FROM old))),
+  SELECT o.run_id, o.journal_id FROM threadkeep.runs o
+  WHERE o.finished_at <= clock_timestamp() - :older_than::bigint * interval '1 ms'
+    AND NOT EXISTS (
+      SELECT 1 FROM threadkeep.runs r
+      WHERE r.session_id = o.session_id AND r.journal_id = o.journal_id
+        AND (r.finished_at IS NULL
+             OR r.finished_at > clock_timestamp() - :older_than::bigint * interval '1 ms'))
+    AND NOT EXISTS (
+      SELECT 1 FROM threadkeep.approvals_now a
+      WHERE a.journal_id = o.journal_id AND a.status = 'pending')
+  ORDER BY o.finished_at, o.run_id LIMIT :limit FOR UPDATE OF o SKIP LOCKED),
 closed AS (
   UPDATE threadkeep.sessions s SET open_run_id = NULL FROM old WHERE s.open_run_id = old.run_id),
 events AS (
   DELETE FROM threadkeep.run_events USING old WHERE run_events.run_id = old.run_id),
 answers AS (
-  DELETE FROM threadkeep.model_calls USING unused WHERE model_calls.journal_id = unused.journal_id),
+  DELETE FROM threadkeep.model_calls USING old WHERE model_calls.journal_id = old.journal_id),
 calls AS (
-  DELETE FROM threadkeep.tool_calls USING unused WHERE tool_calls.journal_id = unused.journal_id),
+  DELETE FROM threadkeep.tool_calls USING old WHERE tool_calls.journal_id = old.journal_id),
 decisions AS (
   DELETE FROM threadkeep.approvals USING old WHERE approvals.run_id = old.run_id),
 gone AS (

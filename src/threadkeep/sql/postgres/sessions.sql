@@ -84,6 +84,7 @@ WITH head AS (
   SET seq = least(seq, :keep),
       epoch = :new_epoch,
       title = CASE WHEN :keep::bigint > 0 THEN title END,  -- it was made from what is gone
+      approved_tools = CASE WHEN :keep::bigint > 0 THEN approved_tools ELSE '[]' END,
       updated_at = clock_timestamp()
   WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
   RETURNING epoch, seq),
@@ -157,7 +158,8 @@ WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: get_session
 -- One session of an owner, without its items.
-SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, parent_session_id,
+SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools,
+       parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at
 FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner;

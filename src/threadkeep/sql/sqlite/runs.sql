@@ -55,14 +55,15 @@ WHERE session_id = :session_id AND owner = :owner AND run_id IS NULL
     WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id < :run_id);
 INSERT INTO runs
   (run_id, session_id, owner, idempotency_key, request_hash, request, journal_id, status, base_seq,
-   input_count, fork_id, made, alive_at, created_at)
+   input_count, fork_id, made, approved_tools, alive_at, created_at)
 SELECT :run_id, s.session_id, s.owner, :idempotency_key, :request_hash, :request, :run_id, 'in_progress',
        s.seq - json_array_length(:items), json_array_length(:items), :fork_id, s.epoch = :new_epoch,
-       s.updated_at, s.updated_at
+       s.approved_tools, s.updated_at, s.updated_at
 FROM sessions s WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt
 ON CONFLICT (run_id) DO UPDATE
 SET status = 'in_progress', base_seq = excluded.base_seq, input_count = excluded.input_count,
-    fork_id = excluded.fork_id, made = excluded.made, alive_at = excluded.alive_at;
+    fork_id = excluded.fork_id, made = excluded.made, approved_tools = excluded.approved_tools,
+    alive_at = excluded.alive_at;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT s.run_id, 0, :created FROM sessions s
 WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt
@@ -75,7 +76,7 @@ SELECT s.epoch, s.seq AS head, s.owner IS NULL OR s.owner = :owner AS owned,
        s.run_id IS NOT :run_id OR s.run_attempt <> :attempt AS busy, s.run_id AS busy_run_id,
        CASE WHEN s.open_hash = :input_hash AND s.open_epoch = s.epoch AND s.open_seq = s.seq
             THEN s.open_run_id END AS open_run_id,
-       b.base, i.seq, i.data, i.created_at
+       s.approved_tools, b.base, i.seq, i.data, i.created_at
 FROM (SELECT CASE WHEN EXISTS (
         SELECT 1 FROM sessions t JOIN items k ON k.session_id = t.session_id AND k.seq = :seq
         WHERE t.session_id = :session_id AND t.epoch = :epoch AND k.created_at = :tag)
@@ -125,18 +126,21 @@ WHERE session_id = :session_id
               WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.epoch = :new_epoch);
 INSERT INTO runs
   (run_id, session_id, owner, idempotency_key, request_hash, request, journal_id, status, base_seq,
-   input_count, fork_id, made, alive_at, created_at)
+   input_count, fork_id, made, approved_tools, checkpoint_run_id, checkpoint_version, alive_at, created_at)
 SELECT :run_id, s.session_id, s.owner, :idempotency_key, :request_hash, :request, o.journal_id,
-       'in_progress', o.base_seq, o.input_count, o.fork_id, o.made, s.updated_at, s.updated_at
+       'in_progress', o.base_seq, o.input_count, o.fork_id, o.made, s.approved_tools,
+       CASE WHEN o.checkpoint IS NULL THEN o.checkpoint_run_id ELSE o.run_id END, o.checkpoint_version,
+       s.updated_at, s.updated_at
 FROM sessions s JOIN runs o ON o.run_id = :open_run_id
 WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.epoch = :new_epoch
 ON CONFLICT (run_id) DO UPDATE
 SET status = 'in_progress', journal_id = excluded.journal_id, base_seq = excluded.base_seq,
     input_count = excluded.input_count, fork_id = excluded.fork_id, made = excluded.made,
-    alive_at = excluded.alive_at;
+    approved_tools = excluded.approved_tools, checkpoint_run_id = excluded.checkpoint_run_id,
+    checkpoint_version = excluded.checkpoint_version, alive_at = excluded.alive_at;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT r.run_id, 0, :created FROM runs r WHERE r.run_id = :run_id AND r.status = 'in_progress';
-SELECT journal_id, base_seq, input_count, fork_id, made FROM runs
+SELECT journal_id, base_seq, input_count, fork_id, made, approved_tools, checkpoint_run_id FROM runs
 WHERE run_id = :run_id AND status = 'in_progress';
 
 -- name: take_back_turn
@@ -176,7 +180,7 @@ WHERE session_id = :session_id AND epoch = :new_epoch AND :made = 1 AND :keep = 
 -- name: write_run
 -- What a run has to store, in one: events from number `first_seq` on; items, of which `first_item` came
 -- before; steps of its journal; a sign of life; and with a `status` its end, which gives its session
--- free, `open` to be gone on with where `open` is 1. What is stored already is not stored again. No row:
+-- free, `open` to be gone on with where `open` is 1, from its `checkpoint` if it has one. What is stored already is not stored again. No row:
 -- the run was lost. A session that is not its own any more is no hindrance to its end.
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT s.session_id, s.seq + j.key + 1 + :first_item - s.run_items, j.value, :run_id,
@@ -218,16 +222,21 @@ ON CONFLICT (journal_id, key) DO UPDATE
 SET status = excluded.status, call = excluded.call, output = excluded.output,
     approval_id = coalesce(excluded.approval_id, approval_id);
 INSERT OR IGNORE INTO approvals
-  (approval_id, run_id, session_id, owner, journal_id, key, call, status, created_at)
-SELECT k.value, :run_id, :session_id, :owner, :journal_id,
+  (approval_id, run_id, session_id, owner, journal_id, kind, key, call, status, created_at, expires_at,
+   tell_at)
+SELECT k.value, :run_id, :session_id, :owner, :journal_id, :approval_kind,
        json_extract(:approval_keys, '$[' || k.key || ']'),
-       json_extract(:approval_calls, '$[' || k.key || ']'), 'pending', (SELECT now FROM clock)
+       json_extract(:approval_calls, '$[' || k.key || ']'), 'pending', (SELECT now FROM clock),
+       (SELECT now FROM clock) + :approval_expiry, (SELECT now FROM clock)
 FROM sessions s, json_each(:approval_ids) k
 WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt;
 UPDATE runs
 SET alive_at = (SELECT now FROM clock),
     status = CASE WHEN :status = '' THEN status ELSE :status END,
     request = CASE WHEN :status = 'completed' THEN NULL ELSE request END,
+    checkpoint = :checkpoint,
+    checkpoint_version = CASE WHEN :checkpoint IS NULL THEN checkpoint_version
+                              ELSE :checkpoint_version END,
     finished_at = CASE WHEN :status <> '' THEN (SELECT now FROM clock) END
 WHERE run_id = :run_id AND attempt = :attempt
   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id
@@ -250,8 +259,8 @@ WHERE run_id = :run_id AND attempt = :attempt AND finished_at IS NULL;
 
 -- name: claim_lost_run
 -- Takes over one run whose process gave no sign of life for `stale_after` ms; it is the next attempt's
--- then. Not one of `own`, which the caller works on: it was only busy. `has_session`: whether it has its
--- session still.
+-- then. Not one of `own`, which the caller works on: it was only busy; nor one that goes on from a
+-- checkpoint that only newer releases know. `has_session`: whether it has its session still.
 UPDATE sessions
 SET run_attempt = (SELECT r.attempt + 1 FROM runs r WHERE r.run_id = sessions.run_id),
     run_alive_at = (SELECT now FROM clock)
@@ -259,6 +268,7 @@ WHERE (session_id, run_id) = (
   SELECT r.session_id, r.run_id FROM runs r
   WHERE r.finished_at IS NULL AND r.request IS NOT NULL
     AND r.alive_at <= (SELECT now FROM clock) - :stale_after
+    AND r.checkpoint_version <= :checkpoint_version
     AND r.run_id NOT IN (SELECT value FROM json_each(:own))
   ORDER BY r.run_id LIMIT 1);
 UPDATE runs SET attempt = attempt + 1, alive_at = (SELECT now FROM clock)
@@ -266,13 +276,14 @@ WHERE run_id = (
   SELECT r.run_id FROM runs r
   WHERE r.finished_at IS NULL AND r.request IS NOT NULL
     AND r.alive_at <= (SELECT now FROM clock) - :stale_after
+    AND r.checkpoint_version <= :checkpoint_version
     AND r.run_id NOT IN (SELECT value FROM json_each(:own))
     AND NOT EXISTS (  -- time has gone on: its session was not lost yet
       SELECT 1 FROM sessions s
       WHERE s.session_id = r.session_id AND s.run_id = r.run_id AND s.run_attempt <= r.attempt)
   ORDER BY r.run_id LIMIT 1)
 RETURNING run_id, session_id, owner, status, idempotency_key, request_hash, request, journal_id, attempt,
-          base_seq, input_count, fork_id, made, created_at,
+          base_seq, input_count, fork_id, made, approved_tools, checkpoint_run_id, created_at,
           EXISTS (SELECT 1 FROM sessions s
                   WHERE s.session_id = runs.session_id AND s.run_id = runs.run_id) AS has_session;
 
@@ -305,7 +316,7 @@ FROM tool_calls WHERE journal_id = :journal_id;
 -- name: get_run
 -- One run of an owner.
 SELECT run_id, session_id, status, request, request_hash, base_seq, input_count, stop_requested,
-       created_at, finished_at,
+       approved_tools, checkpoint_version, created_at, finished_at,
        (SELECT max(e.seq) FROM run_events e WHERE e.run_id = r.run_id) AS last_seq
 FROM runs r WHERE run_id = :run_id AND owner = :owner;
 
@@ -329,38 +340,26 @@ ORDER BY e.seq;
 
 -- name: forget_old_runs
 -- Removes runs that ended more than `older_than` ms ago, with their events and journals; `limit` of them at
--- most. `count` is how many. What they said stays in their sessions, and a journal as long as a run has it.
-UPDATE sessions SET open_run_id = NULL WHERE open_run_id IN
-  (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-   ORDER BY finished_at, run_id LIMIT :limit);
-DELETE FROM run_events WHERE run_id IN
-  (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-   ORDER BY finished_at, run_id LIMIT :limit);
-DELETE FROM approvals WHERE run_id IN
-  (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-   ORDER BY finished_at, run_id LIMIT :limit);
-DELETE FROM model_calls WHERE journal_id IN (
-  SELECT o.journal_id FROM runs o
-  WHERE o.run_id IN (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-     ORDER BY finished_at, run_id LIMIT :limit)
+-- most. `count` is how many. What they said stays in their sessions. A run is kept while another one of its
+-- turn is, or while somebody may decide about one of its calls.
+-- They are marked first, by a time of 0.
+UPDATE runs SET finished_at = 0 WHERE run_id IN (
+  SELECT run_id FROM runs o
+  WHERE o.finished_at <= (SELECT now FROM clock) - :older_than
     AND NOT EXISTS (
       SELECT 1 FROM runs r
       WHERE r.session_id = o.session_id AND r.journal_id = o.journal_id
-        AND r.run_id NOT IN (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-         ORDER BY finished_at, run_id LIMIT :limit)));
-DELETE FROM tool_calls WHERE journal_id IN (
-  SELECT o.journal_id FROM runs o
-  WHERE o.run_id IN (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-     ORDER BY finished_at, run_id LIMIT :limit)
+        AND (r.finished_at IS NULL OR r.finished_at > (SELECT now FROM clock) - :older_than))
     AND NOT EXISTS (
-      SELECT 1 FROM runs r
-      WHERE r.session_id = o.session_id AND r.journal_id = o.journal_id
-        AND r.run_id NOT IN (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-         ORDER BY finished_at, run_id LIMIT :limit)));
-DELETE FROM runs WHERE run_id IN
-  (SELECT run_id FROM runs WHERE finished_at <= (SELECT now FROM clock) - :older_than
-   ORDER BY finished_at, run_id LIMIT :limit)
-  AND NOT EXISTS (SELECT 1 FROM run_events e WHERE e.run_id = runs.run_id);
+      SELECT 1 FROM approvals_now a WHERE a.journal_id = o.journal_id AND a.status = 'pending')
+  ORDER BY o.finished_at, o.run_id LIMIT :limit);
+UPDATE sessions SET open_run_id = NULL
+WHERE open_run_id IN (SELECT run_id FROM runs WHERE finished_at = 0);
+DELETE FROM run_events WHERE run_id IN (SELECT run_id FROM runs WHERE finished_at = 0);
+DELETE FROM approvals WHERE run_id IN (SELECT run_id FROM runs WHERE finished_at = 0);
+DELETE FROM model_calls WHERE journal_id IN (SELECT journal_id FROM runs WHERE finished_at = 0);
+DELETE FROM tool_calls WHERE journal_id IN (SELECT journal_id FROM runs WHERE finished_at = 0);
+DELETE FROM runs WHERE finished_at = 0;
 SELECT changes() AS count;
 
 -- name: request_stop

@@ -59,6 +59,7 @@ UPDATE sessions
 SET seq = min(seq, :keep),
     epoch = :new_epoch,
     title = CASE WHEN :keep > 0 THEN title END,  -- it was made from what is gone
+    approved_tools = CASE WHEN :keep > 0 THEN approved_tools ELSE '[]' END,
     updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
 RETURNING epoch, seq;
@@ -104,7 +105,8 @@ RETURNING epoch, seq;
 
 -- name: get_session
 -- One session of an owner, without its items.
-SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, parent_session_id, created_at, updated_at
+SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools,
+       parent_session_id, created_at, updated_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner;
 
 -- name: list_sessions
