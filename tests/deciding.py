@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx2 as httpx
@@ -30,7 +31,8 @@ def decide(client: httpx.Client, approval_id: str, approve: bool, **more: Any) -
 def answer(client: httpx.Client, *verdicts: Json, **more: Any) -> httpx.Response:
     """Decides by input items, as the Responses API does."""
     items = [{"type": "mcp_approval_response"} | verdict for verdict in verdicts]
-    return client.post("/responses", json={"input": items} | more)
+    body = json.dumps({"input": items} | more)  # httpx refuses half of a surrogate pair by itself
+    return client.post("/responses", content=body, headers={"Content-Type": "application/json"})
 
 
 def refusal(reply: httpx.Response) -> tuple[int, str]:
