@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ class RunningApp:
 
     Args:
         environment: The settings it reads.
+        create_context: Makes the SDK's context of a run.
         **agent: What its agent has beside the model, as the SDK names it.
 
     Attributes:
@@ -49,15 +50,27 @@ class RunningApp:
         model: The model of its agent; its `go_on` lets a message "hold" go on.
     """
 
-    def __init__(self, environment: dict[str, str], **agent: Any) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        *,
+        create_context: Callable[[AgentContext], Any] | None = None,
+        **agent: Any,
+    ) -> None:
         self.model = FakeModel()
+        self._create_context = create_context
         self._environment = environment
         self._of_agent: dict[str, Any] = {"tools": [get_current_time]} | agent
         self.start()
 
     def start(self) -> None:
         """Starts it; after `stop`, on the same database and port."""
-        app = create_app(self._agent, get_session_id, Settings.read(self._environment))
+        app = create_app(
+            self._agent,
+            get_session_id,
+            Settings.read(self._environment),
+            create_context=self._create_context,
+        )
         config = uvicorn.Config(
             app,
             port=int(self._environment.get("PORT", 0)),
