@@ -88,6 +88,7 @@ def test_approved_it_is_made_once(
     assert ended["previous_response_id"] == response["id"]
     assert shop.done == {"note": 2, "pay": 1}
     assert outputs(there) == ["note 1", "pay 1", "note 2"]
+    assert ended["usage"]["total_tokens"] == 2 * 8  # of what came behind the approval
     assert contents(there, "s")[0::7] == ["use note; use pay; use note; say done", "done"]
     assert text_of_response(ask(there, "say on", "s")) == "on"
 
