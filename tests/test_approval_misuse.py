@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
 import pytest
 
 from tests.backends import Backend, SQLite
-from tests.client import Json, ask, client_of, contents, text_of_response
-from tests.conftest import RunningApp, environment
+from tests.client import ANN, BOB, Json, ask, client_of, contents, text_of_response
+from tests.conftest import RunningApp
 from tests.deciding import DECLINED, answer, asked, decide, end_of, outputs, refusal
 from tests.workshop import Workshop, move
 from threadkeep import Session
@@ -18,28 +17,21 @@ from threadkeep.checkpoint import NEWEST_KNOWN
 
 pytestmark = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
 
-LATER = 8 * 24 * 3600 * 1000
+
+@pytest.fixture
+def servers() -> int:
+    return 1
 
 
 @pytest.fixture
-def shop() -> Workshop:
-    return Workshop()
-
-
-@pytest.fixture
-def app(backend: Backend, shop: Workshop) -> Iterator[RunningApp]:
+def app(apps: list[RunningApp]) -> RunningApp:
     """A server behind a proxy that says who asks."""
-    app = RunningApp(environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1"), tools=shop.tools())
-    yield app
-    shop.go_on.set()
-    app.model.go_on.set()
-    app.stop()
+    return apps[0]
 
 
 @pytest.fixture
-def client(app: RunningApp) -> Iterator[httpx.Client]:
-    with client_of(app.url, **{"X-Forwarded-User": "ann"}) as client:
-        yield client
+def client(here: httpx.Client) -> httpx.Client:
+    return here
 
 
 @pytest.fixture
@@ -94,7 +86,7 @@ def test_decided_by_another_owner(
     app: RunningApp, client: httpx.Client, approval_id: str, shop: Workshop
 ) -> None:
     """It is not there for them, and neither is its session."""
-    with client_of(app.url, **{"X-Forwarded-User": "bob"}) as bob:
+    with client_of(app.url, **BOB) as bob:
         assert tried(bob, approval_id) == (404, "not_found")
         assert bob.get("/approvals").json()["data"] == []
         assert bob.get(f"/approvals/{approval_id}").status_code == 404
@@ -192,7 +184,7 @@ def test_a_server_that_is_too_old_takes_no_such_run_over(
     shop.go_on.set()
     backend.execute(f"UPDATE threadkeep.runs SET checkpoint_version = {NEWEST_KNOWN + 1}")
     app.start()
-    with client_of(app.url, **{"X-Forwarded-User": "ann"}) as again:
+    with client_of(app.url, **ANN) as again:
         assert app.take_over() == 0
         assert again.get(f"/responses/{run_id}").json()["status"] == "in_progress"
         backend.execute(f"UPDATE threadkeep.runs SET checkpoint_version = {NEWEST_KNOWN}")

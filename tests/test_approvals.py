@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
@@ -10,44 +9,12 @@ import openai
 import pytest
 
 from tests.backends import Backend, SQLite
-from tests.client import ask, client_of, contents, post, text_of_response
-from tests.conftest import RunningApp, environment
+from tests.client import ANN, ask, client_of, contents, post, text_of_response
+from tests.conftest import RunningApp
 from tests.deciding import DECLINED, UNKNOWN, answer, asked, decide, end_of, outputs
 from tests.workshop import Workshop, move
 
 pytestmark = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
-
-USER = {"X-Forwarded-User": "ann"}
-
-
-@pytest.fixture
-def shop() -> Workshop:
-    """The tools of both servers."""
-    return Workshop()
-
-
-@pytest.fixture
-def apps(backend: Backend, shop: Workshop) -> Iterator[list[RunningApp]]:
-    """Two servers on one database, behind a proxy that says who asks."""
-    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1")
-    apps = [RunningApp(dict(place), tools=shop.tools()) for _ in range(2)]
-    yield apps
-    shop.go_on.set()
-    for app in apps:
-        app.model.go_on.set()
-        app.stop()
-
-
-@pytest.fixture
-def here(apps: list[RunningApp]) -> Iterator[httpx.Client]:
-    with client_of(apps[0].url, **USER) as client:
-        yield client
-
-
-@pytest.fixture
-def there(apps: list[RunningApp]) -> Iterator[httpx.Client]:
-    with client_of(apps[1].url, **USER) as client:
-        yield client
 
 
 def test_a_call_waits_for_its_approval(
@@ -203,7 +170,7 @@ def test_a_part_of_the_decisions_leaves_the_response_waiting(here: httpx.Client)
 def test_the_openai_client_decides_after_a_restart(apps: list[RunningApp], shop: Workshop) -> None:
     """A dialogue through the official client; a decision that it sends twice is made once."""
     app = apps[0]
-    client = openai.OpenAI(base_url=app.url, api_key="none", default_headers=USER)
+    client = openai.OpenAI(base_url=app.url, api_key="none", default_headers=ANN)
     with client:
         response = client.responses.create(model="agent", input="use pay; say done")
         (request,) = [item for item in response.output if item.type == "mcp_approval_request"]
@@ -235,10 +202,10 @@ def test_the_openai_client_decides_after_a_restart(apps: list[RunningApp], shop:
 
 def test_parked_here_and_decided_elsewhere(apps: list[RunningApp], shop: Workshop) -> None:
     """The server that asked is gone for good."""
-    with client_of(apps[0].url, **USER) as here:
+    with client_of(apps[0].url, **ANN) as here:
         (approval_id,) = asked(ask(here, "use note; use pay; say done", "s"))
     apps[0].stop()
-    with client_of(apps[1].url, **USER) as there:
+    with client_of(apps[1].url, **ANN) as there:
         decided = decide(there, approval_id, approve=True)
         assert text_of_response(end_of(there, decided["response_id"])) == "done"
     assert shop.done == {"note": 1, "pay": 1}

@@ -16,13 +16,15 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agents import FunctionTool, function_tool
 
 from tests.backends import Backend, SQLite
-from tests.conftest import RunningApp
 from threadkeep.replay import idempotent
+
+if TYPE_CHECKING:
+    from tests.conftest import RunningApp
 
 PATIENCE = 20.0
 """How long a test waits for what must come, in seconds."""
