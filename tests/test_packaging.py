@@ -38,6 +38,7 @@ ELSEWHERE = [
     "test_markdown.py",
     "test_packaging.py",
     "test_page.py",
+    "test_page_approvals.py",
     "test_postgres.py",
     "test_processes.py",
     "test_replicas.py",
