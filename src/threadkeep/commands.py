@@ -27,9 +27,11 @@ from threadkeep.database import Database
 from threadkeep.errors import (
     DatabasePermissionError,
     DatabaseUnavailableError,
+    InvalidInputError,
     NotFoundError,
     ThreadkeepError,
 )
+from threadkeep.history import check_id
 from threadkeep.migrate import RELEASE
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import grants
@@ -306,6 +308,7 @@ async def show_approvals(owner: str, status: str, as_json: bool) -> int:
     """Show the calls of an owner that wait for a decision, or have."""
     from threadkeep.approvals import list_approvals
 
+    _check_ids(owner)
     count, after = 0, ""
     async with _up_to_date() as database:
         while page := await list_approvals(
@@ -360,9 +363,12 @@ async def _decide(
     approval_id: str, owner: str, reason: str | None, *, approve: bool, always: bool = False
 ) -> int:
     from threadkeep.approvals import Verdict, decide, get_approval, list_approvals
-    from threadkeep.server.requests import check_json
+    from threadkeep.server.requests import MAX_REASON, check_json
 
-    check_json([approval_id, owner, reason], "What was given")
+    _check_ids(owner, approval_id)
+    check_json(reason, "--reason")
+    if reason and len(reason) > MAX_REASON:
+        raise InvalidInputError(f"--reason must have at most {MAX_REASON} characters.")
     async with _up_to_date() as database:
         await decide(database, None, owner, Verdict(approval_id, approve, reason), always=always)
         decided = await get_approval(database, approval_id, owner)
@@ -377,5 +383,11 @@ async def _decide(
     if others:
         click.echo(f"Its turn waits for a decision about {', '.join(others)} as well.")
     else:
-        click.echo("A running server goes on with its turn, in ten seconds at most.")
+        click.echo("A running server goes on with its turn, within a few seconds.")
     return 0
+
+
+def _check_ids(owner: str, approval_id: str = "-") -> None:
+    """An owner may be nobody."""
+    check_id(owner or "-", "--owner")
+    check_id(approval_id, "APPROVAL_ID")
