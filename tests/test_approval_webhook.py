@@ -27,6 +27,7 @@ from tests.serving import served
 from tests.workshop import Workshop, move, until
 from threadkeep import approval_webhook
 from threadkeep.approval_webhook import LEASE_MS, PAUSES_MS, Webhook, tell_all
+from threadkeep.doctor import Finding, examine
 from threadkeep.errors import SettingsError
 from threadkeep.settings import Settings
 
@@ -439,7 +440,7 @@ def test_the_document(
     ],
 )
 def test_settings_that_can_not_be_used(url: str, secret: str, wrong: str) -> None:
-    """No app starts with them, and neither is told."""
+    """No app starts with them, nor does `threadkeep doctor` pass; and neither is told."""
     settings = {"APPROVAL_WEBHOOK_URL": url, "APPROVAL_WEBHOOK_SECRET": secret}
     place = environment("sqlite://", **{name: text for name, text in settings.items() if text})
     with pytest.raises(SettingsError) as raised:
@@ -448,6 +449,11 @@ def test_settings_that_can_not_be_used(url: str, secret: str, wrong: str) -> Non
     assert told.startswith(wrong)
     assert "hook" not in told.replace("https://host/path", "")
     assert not secret or secret not in told
+
+    async def first() -> Finding:
+        return await anext(examine(place, with_turn=False))
+
+    assert asyncio.run(first()) == Finding("settings", "failed", told)
 
 
 @pytest.mark.parametrize("secret", ["x" * 24, "whsec_" + "QUJD" * 8, "whsec_" + "QUJD" * 21])
