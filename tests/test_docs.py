@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 import click
 import pytest
 
-from tests.conftest import RunningApp
+from tests.conftest import RunningApp, environment
 from tests.fake_openai import fake_openai
 from threadkeep.commands import main
 from threadkeep.connect import DEFAULT_URL
@@ -98,6 +99,23 @@ def python(code: str, folder: Path, **variables: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_snippets_about_approvals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool asks, the client decides, and the context can be stored."""
+    tool, client, context = blocks("python", (ROOT / "docs" / "approvals.md").read_text())
+    (tmp_path / "snippets.py").write_text(tool + context)
+    monkeypatch.syspath_prepend(tmp_path)
+    snippets = importlib.import_module("snippets")
+    app = RunningApp(
+        environment(f"sqlite:///{tmp_path}/threadkeep.db"),
+        tools=[snippets.refund],
+        create_context=snippets.create_context,
+    )
+    text = client.replace("http://localhost:8000", app.url)
+    text = text.replace("Refund order 7, please.", "use refund; say refunded")
+    assert python(text, tmp_path) == "refunded\n"
+    app.stop()
 
 
 def test_the_conformance_snippets(tmp_path: Path) -> None:
