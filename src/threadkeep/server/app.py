@@ -11,6 +11,7 @@ from typing import Any
 from agents import Agent
 from fastapi import FastAPI
 
+from threadkeep.approval_webhook import Webhook, keep_telling
 from threadkeep.connect import connect
 from threadkeep.migrate import RELEASE
 from threadkeep.models import Models
@@ -77,6 +78,7 @@ def create_app(
         approval_expiry_ms=int(settings.approval_expiry_days * 24 * 3600 * 1000),
     )
     app.state.models = models
+    app.state.webhook = Webhook.of(settings)
     app.state.run_requests = RunRequests(
         create_agent,
         get_session_id,
@@ -112,6 +114,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             "retention": keep_forgetting(database, settings.run_retention_days),
             "take-over": keep_taking_over(runs, app.state.limits.lost_after_ms / 1000 / _LOOKS),
         }
+        if app.state.webhook is not None:
+            loops["webhook"] = keep_telling(database, app.state.webhook)
         for name, loop in loops.items():
             opened.callback(asyncio.create_task(loop, name=name).cancel)
         yield
