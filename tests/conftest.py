@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2 as httpx
 import pytest
@@ -23,6 +23,11 @@ from tests.workshop import Workshop
 from threadkeep.server import AgentContext, create_app
 from threadkeep.settings import Settings
 from threadkeep.take_over import take_over_all
+
+if TYPE_CHECKING:  # most tests need no browser
+    from playwright.sync_api import Browser, Page
+
+    from tests.browser import Watched
 
 T = TypeVar("T")
 
@@ -252,3 +257,33 @@ def run_app(database: Backend | str) -> Iterator[RunningApp]:
     yield app
     app.model.go_on.set()
     app.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium."""
+    from tests.browser import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def watched(browser: Browser, running_app: RunningApp) -> Iterator[tuple[Page, Watched]]:
+    """A page before it has opened anything, and what it does that it must not do."""
+    from tests.browser import DESKTOP, Watched
+
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    watched = Watched(page, running_app.url)
+    yield page, watched
+    context.close()
+    assert watched.problems == []
+
+
+@pytest.fixture
+def page(watched: tuple[Page, Watched], running_app: RunningApp) -> Page:
+    """The chat page of a server, open."""
+    page, _ = watched
+    page.goto(running_app.url)
+    return page

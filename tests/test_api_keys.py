@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -21,7 +24,7 @@ SETTING = ", ".join(entry for _, entry in MADE.values())
 
 
 @pytest.fixture
-def app(tmp_path: object) -> Iterator[RunningApp]:
+def app(tmp_path: Path) -> Iterator[RunningApp]:
     """A server that takes these keys."""
     app = RunningApp(
         environment(f"sqlite:///{tmp_path}/threadkeep.db", THREADKEEP_API_KEYS=SETTING)
@@ -81,7 +84,7 @@ def test_without_a_key_nothing_is_told(app: RunningApp, sent: str | None) -> Non
         assert stranger.get("/").status_code == 200
 
 
-def test_behind_a_proxy_a_key_is_another_way_in(tmp_path: object) -> None:
+def test_behind_a_proxy_a_key_is_another_way_in(tmp_path: Path) -> None:
     """Who comes through the proxy needs none; what is no key of ours is the proxy's affair."""
     place = environment(
         f"sqlite:///{tmp_path}/threadkeep.db",
@@ -137,3 +140,13 @@ def test_the_setting_holds_no_key(app: RunningApp, caplog: pytest.LogCaptureFixt
             assert key not in text
             assert entry.rpartition("=")[2] not in text
     assert ApiKeys.parse(SETTING).owner_of(MADE["ann"][0]) == "ann"
+
+
+def test_a_new_key_from_the_command(tmp_path: Path) -> None:
+    """It is shown once, with the entry that lets it in."""
+    for owner in OWNERS:
+        code = "from threadkeep.commands import main; main()"
+        command = [sys.executable, "-c", code, "keys", "new", owner]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        key, entry = (line.rpartition(": ")[2] for line in done.stdout.splitlines())
+        assert ApiKeys.parse(entry).owner_of(key) == owner

@@ -60,6 +60,20 @@ def test_approved_it_is_made_once(
     assert text_of_response(ask(there, "say on", "s")) == "on"
 
 
+def test_taken_over_it_still_says_what_it_goes_on_from(
+    apps: list[RunningApp], here: httpx.Client, backend: Backend, shop: Workshop
+) -> None:
+    """Whichever process ends the run that goes on."""
+    response = ask(here, "use pay; use search; say done", "s")
+    (approval_id,) = asked(response)
+    run_id = decide(here, approval_id, True)["response_id"]
+    shop.until_begun("search")
+    move(backend, run_id, apps[1])
+    shop.go_on.set()
+    ended = end_of(here, run_id)
+    assert (ended["status"], ended["previous_response_id"]) == ("completed", response["id"])
+
+
 def test_rejected_the_model_is_told_why(
     apps: list[RunningApp], here: httpx.Client, shop: Workshop
 ) -> None:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from tests.conftest import RunningApp, environment
 from tests.fake_openai import fake_openai
+from threadkeep.commands import main
 from threadkeep.connect import DEFAULT_URL
 from threadkeep.settings import Settings
 from threadkeep.testing import checks, damage_checks
@@ -169,6 +171,24 @@ def test_every_option_is_in_the_readme() -> None:
     told = subprocess.run([command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for option in set(re.findall(r"--[a-z-]+", told.stdout)) - {"--help"}:
         assert f"`{option}`" in README
+
+
+def test_every_command_is_in_a_document() -> None:
+    """Those of `threadkeep`, and their options, but for aliases."""
+    text = "\n".join(file.read_text() for file in [*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+    for name, command in commands_of(main):
+        assert f"threadkeep {name}" in text
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert any(word in text for word in option.opts), f"{name} {option.opts}"
+
+
+def commands_of(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{path}{name} ")
+        elif command.name == name:
+            yield path + name, command
 
 
 def test_every_call_is_described(running_app: RunningApp) -> None:
