@@ -143,12 +143,14 @@ class ApprovalChecks:
 
 
 def waiting(tables: Tables) -> list[str]:
-    """The runs that wait for somebody, or were decided about and not gone on with."""
-    return [
-        run_id
-        for run_id in {row["run_id"] for row in tables.approvals}
-        if tables.is_open(run_id) and not _has_expired(tables, run_id)
-    ]
+    """The runs that wait for somebody in time, or were decided about and not gone on with."""
+    found = []
+    for run_id in {row["run_id"] for row in tables.approvals}:
+        rows = [row for row in tables.approvals if row["run_id"] == run_id]
+        over = any(row["status"] == "expired" or row["response_id"] for row in rows)
+        if tables.is_open(run_id) and not over:
+            found.append(run_id)
+    return found
 
 
 def call_of(approval: Row) -> dict[str, Any]:
@@ -165,8 +167,3 @@ def outputs(tables: Tables, run: Row, approval: Row) -> list[str]:
         for item in tables.of_turn(run)
         if item.get("type") == "function_call_output" and item["call_id"] == call_id
     ]
-
-
-def _has_expired(tables: Tables, run_id: str) -> bool:
-    rows = [row for row in tables.approvals if row["run_id"] == run_id]
-    return any(row["status"] == "expired" for row in rows)

@@ -121,7 +121,12 @@ class Checks:
     @property
     def is_done(self) -> bool:
         """Whether nothing is at work, nor waits for anybody."""
-        return not self._at_work and not self._waiting
+        return not self._at_work and not self._waiting and not self._unfinished_here()
+
+    def _unfinished_here(self) -> list[Run]:
+        """The runs of living processes that have not ended there."""
+        alive = [replica for replica in self._world.replicas if not replica.database.dead]
+        return [run for replica in alive for run in replica.made if not run.finished]
 
     def cancelled(self, known: Known) -> None:
         """Somebody cancels a run: then what it said may stay."""
@@ -205,12 +210,11 @@ class Checks:
         self.approvals.look(tables, starts, self._popped)
         self._waiting = waiting(tables)
 
-    async def end(self, replicas: list[Replica], tasks: list[asyncio.Task[None]]) -> None:
+    async def end(self, tasks: list[asyncio.Task[None]]) -> None:
         """Whether everybody was told the end, now that all was let go."""
         await self.look()
         waits = [self._describe(run_id) for run_id in [*self._at_work, *self._waiting]]
-        made = [run for replica in replicas if not replica.database.dead for run in replica.made]
-        waits += [f"{run.run_id} here ({run.status})" for run in made if not run.finished]
+        waits += [f"{run.run_id} here ({run.status})" for run in self._unfinished_here()]
         waits += [repr(task) for task in tasks if not task.done()]
         assert not waits, f"somebody waits for ever: {waits}"
         for task in tasks:
@@ -219,7 +223,7 @@ class Checks:
             if known.told and not known.replica.database.dead:
                 self._check_told(known)
                 self._check_refusal(known)
-        await self._check_owners(next(r for r in replicas if r.is_at_work))
+        await self._check_owners(next(r for r in self._world.replicas if r.is_at_work))
 
     def _describe(self, run_id: str) -> str:
         known = self._runs.get(run_id)

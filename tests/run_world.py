@@ -10,7 +10,7 @@ import asyncio
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +68,7 @@ class World:
     """What happened outside of the database.
 
     Attributes:
+        pause: How long the way to the database takes, and the way back, in seconds.
         steps: What waits.
         starts: How often a call of a tool began, by its id; each id is given once.
         told: Which outputs of a call a model has seen, by its id.
@@ -77,6 +78,7 @@ class World:
     """
 
     peek: Peek
+    pause: Callable[[], float] = float
     steps: list[Step] = field(default_factory=list)
     starts: Counter[str] = field(default_factory=Counter)
     told: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -100,6 +102,10 @@ class World:
 class OwnDatabase:
     """The database as one process has it.
 
+    Args:
+        inner: The database.
+        pause: How long the way there takes, and the way back, in seconds.
+
     Attributes:
         dead: Whether nothing reaches the database any more.
         running: Not set while the process is frozen.
@@ -107,8 +113,9 @@ class OwnDatabase:
         busy: How many are under way.
     """
 
-    def __init__(self, inner: Database) -> None:
+    def __init__(self, inner: Database, pause: Callable[[], float] = float) -> None:
         self.inner = inner
+        self._pause = pause
         self.dead = False
         self.running = asyncio.Event()
         self.running.set()
@@ -142,6 +149,8 @@ class OwnDatabase:
         await self.inner.close()
 
     async def _pass(self) -> None:
+        if pause := self._pause():
+            await asyncio.sleep(pause)
         await self.running.wait()
         if self.dead:
             raise DatabaseUnavailableError("The process was killed.")
@@ -427,6 +436,6 @@ class Peek:
 def new_replica(world: World, backend: Backend) -> Replica:
     """A replica that has just started."""
     inner = connect(DatabaseSettings.read(backend.variables))
-    replica = Replica(world, OwnDatabase(inner))
+    replica = Replica(world, OwnDatabase(inner, world.pause))
     world.replicas.append(replica)
     return replica

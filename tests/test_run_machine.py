@@ -45,6 +45,7 @@ class Machine:
         backend: The database.
         likely: How likely it is that each is done.
         answers: What models answer, one as likely as the other.
+        pauses: How long the ways to and from the database take, in seconds, likewise.
     """
 
     def __init__(
@@ -53,15 +54,15 @@ class Machine:
         backend: Backend,
         likely: Mapping[Doing, int],
         answers: Sequence[str],
+        pauses: Sequence[float] = (0,),
     ) -> None:
         self._likely = likely
         self._answers = answers
         self._chance = random.Random(seed)
         self._backend = backend
         self._peek = Peek(backend)
-        self._world = World(self._peek)
+        self._world = World(self._peek, lambda: random.choice(pauses))
         self._replicas = [new_replica(self._world, backend) for _ in range(2)]
-        self._all = list(self._replicas)
         self._checks = Checks(self._peek, self._world)
         self._tasks: list[asyncio.Task[None]] = []
         self._texts: dict[str, str] = {}
@@ -86,10 +87,14 @@ class Machine:
     async def _settle(self) -> None:
         """Lets everybody go on as far as they come, and looks."""
         for _ in range(12):
-            before = sum(replica.database.calls for replica in self._all)
+            before = sum(replica.database.calls for replica in self._world.replicas)
             await asyncio.sleep(0.015)
-            busy = any(replica.database.busy for replica in self._all if replica.is_at_work)
-            if not busy and before == sum(replica.database.calls for replica in self._all):
+            busy = any(
+                replica.database.busy for replica in self._world.replicas if replica.is_at_work
+            )
+            if not busy and before == sum(
+                replica.database.calls for replica in self._world.replicas
+            ):
                 break
         await self._checks.look()
 
@@ -98,7 +103,7 @@ class Machine:
         return self._chance.choice([each for each in self._replicas if each.is_at_work])
 
     def _tell(self, what: str, replica: Replica | None = None) -> None:
-        where = f"at {self._all.index(replica)}: " if replica else ""
+        where = f"at {self._world.replicas.index(replica)}: " if replica else ""
         self.story.append(where + what)
 
     async def start(self) -> None:
@@ -178,7 +183,6 @@ class Machine:
     def _replace(self, replica: Replica) -> None:
         new = new_replica(self._world, self._backend)
         self._replicas[self._replicas.index(replica)] = new
-        self._all.append(new)
 
     async def take_over(self) -> None:
         replica = self._any()
@@ -354,12 +358,12 @@ class Machine:
             await self._checks.look()
             if self._checks.is_done and all(task.done() for task in self._tasks):
                 break
-        await self._checks.end(self._all, self._tasks)
+        await self._checks.end(self._tasks)
 
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for replica in self._all:
+        for replica in self._world.replicas:
             await replica.kill()
             await replica.database.inner.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -410,6 +414,7 @@ APPROVALS: dict[Doing, int] = {
 }
 QUESTIONS = ["ask", "ask", "ask", "ask", "asks", "asks", "ask and call", "ask and call"]
 QUESTIONS += ["call", "say", "say", "fail"]
+PAUSES = [0, 0, 0, 0, 0, 0, 0, 0, 0.002, 0.015]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -450,4 +455,4 @@ async def test_whatever_happens_the_promises_are_kept(place: Backend, prove: boo
 async def test_approvals_are_kept_by_any_interleaving(place: Backend, prove: bool) -> None:
     """Of decisions, kills, cancelling, new messages and expiry: what was approved is made once."""
     seeds = 500 if prove else 2
-    await machines(seeds, lambda seed: Machine(seed, place, APPROVALS, QUESTIONS))
+    await machines(seeds, lambda seed: Machine(seed, place, APPROVALS, QUESTIONS, PAUSES))
