@@ -301,6 +301,10 @@ class ToldRuns(Runs):
         return run
 
 
+AGENT_FAULT = "The agent has a fault."
+TOLD_FAULTS = (AGENT_FAULT, " failed")
+"""What an error says by which a run fails that was told to."""
+
 CALLS = {
     "call": ["once"],
     "calls": ["once", "again"],
@@ -354,7 +358,7 @@ class ToldModel(Model):
             number = next(numbers)
             return [assistant_message(f"answer {number}", item_id=f"msg_{number}")]
         if how not in CALLS:
-            raise RuntimeError("The agent has a fault.")
+            raise RuntimeError(AGENT_FAULT)
         return [function_call(name, {}, call_id=f"{name}_{next(numbers)}") for name in CALLS[how]]
 
 
