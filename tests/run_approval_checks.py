@@ -107,10 +107,10 @@ class ApprovalChecks:
         assert output == told or (not completed and output in (DECLINED, NOT_MADE))
 
     def _check_always(self, tables: Tables, approval: Row) -> None:
-        run, session = tables.runs[approval["run_id"]], tables.sessions[approval["session_id"]]
         assert approval["status"] == "approved"
-        if tables.of_turn(run):
-            assert session["approved_tools"] == '["told/ask_first"]', "it is asked for again"
+        if tables.of_turn(tables.runs[approval["run_id"]]):
+            approved = tables.sessions[approval["session_id"]]["approved_tools"]
+            assert approved == '["told/ask_first"]', "it is asked for again"
 
     def _check_questions(self, tables: Tables, run: Row) -> None:
         """A run asks for what is listed, and for nothing that needs no approval."""

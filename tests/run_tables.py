@@ -41,9 +41,11 @@ class Tables:
 
     def is_open(self, run_id: str) -> bool:
         """Whether the turn of a run that has ended can be gone on with."""
-        session = self.sessions[self.runs[run_id]["session_id"]]
-        now, open_at = (session[name] for name in ("epoch", "seq")), ("open_epoch", "open_seq")
-        return session["open_run_id"] == run_id and [*now] == [session[at] for at in open_at]
+        session = self.sessions.get(self.runs[run_id]["session_id"])
+        if session is None or session["open_run_id"] != run_id:
+            return False
+        place = session["open_epoch"], session["open_seq"]
+        return place == (session["epoch"], session["seq"])
 
     def is_taken(self, name: str) -> bool:
         """Whether a run has the session."""
