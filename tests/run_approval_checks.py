@@ -97,6 +97,7 @@ class ApprovalChecks:
         if tables.is_taken(approval["session_id"]) or not tables.of_turn(run):
             return
         (output,) = outputs(tables, run, approval)
+        assert next_run is not None or output == DECLINED, "it is not known what goes on with it"
         completed = next_run is not None and next_run["status"] == "completed"
         if approval["status"] == "approved":
             assert not completed or self._world.starts[call_id], f"{call_id} was not made"
