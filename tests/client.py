@@ -10,6 +10,11 @@ import httpx2 as httpx
 
 Json = dict[str, Any]
 
+ANN = {"X-Forwarded-User": "ann"}
+"""Who asks, as a proxy says it."""
+
+BOB = {"X-Forwarded-User": "bob"}
+
 
 def client_of(url: str, **headers: str) -> httpx.Client:
     """A client of a server in these tests."""

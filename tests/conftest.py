@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpx2 as httpx
 import pytest
 import uvicorn
 from agents import Agent
 
 from agent_server.agent import get_current_time, get_session_id
 from tests.backends import Backend, Lakebase, SQLite, new_postgres, postgres_server
+from tests.client import ANN, client_of
 from tests.fakes import FakeModel
 from tests.lakebase import LakebaseStandIn, lakebase_stand_in
+from tests.workshop import Workshop
 from threadkeep.server import AgentContext, create_app
 from threadkeep.settings import Settings
 from threadkeep.take_over import take_over_all
+
+if TYPE_CHECKING:  # most tests need no browser
+    from playwright.sync_api import Browser, Page
+
+    from tests.browser import Watched
 
 T = TypeVar("T")
 
@@ -29,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--prove", action="store_true", help="run the long proofs for their whole time"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no process is alone with it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_packaging.py")
 
 
 @pytest.fixture
@@ -42,6 +55,7 @@ class RunningApp:
 
     Args:
         environment: The settings it reads.
+        create_context: Makes the SDK's context of a run.
         **agent: What its agent has beside the model, as the SDK names it.
 
     Attributes:
@@ -49,15 +63,27 @@ class RunningApp:
         model: The model of its agent; its `go_on` lets a message "hold" go on.
     """
 
-    def __init__(self, environment: dict[str, str], **agent: Any) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        *,
+        create_context: Callable[[AgentContext], Any] | None = None,
+        **agent: Any,
+    ) -> None:
         self.model = FakeModel()
+        self._create_context = create_context
         self._environment = environment
         self._of_agent: dict[str, Any] = {"tools": [get_current_time]} | agent
         self.start()
 
     def start(self) -> None:
         """Starts it; after `stop`, on the same database and port."""
-        app = create_app(self._agent, get_session_id, Settings.read(self._environment))
+        app = create_app(
+            self._agent,
+            get_session_id,
+            Settings.read(self._environment),
+            create_context=self._create_context,
+        )
         config = uvicorn.Config(
             app,
             port=int(self._environment.get("PORT", 0)),
@@ -169,6 +195,62 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
 
 
 @pytest.fixture
+def shop() -> Workshop:
+    """The tools of `apps`."""
+    return Workshop()
+
+
+@pytest.fixture
+def settings() -> dict[str, str]:
+    """What `apps` are told beside their database."""
+    return {}
+
+
+@pytest.fixture
+def of_agent() -> dict[str, Any]:
+    """What the agent of `apps` has beside its tools."""
+    return {}
+
+
+@pytest.fixture
+def servers() -> int:
+    """How many `apps` there are."""
+    return 2
+
+
+@pytest.fixture
+def apps(
+    backend: Backend,
+    servers: int,
+    shop: Workshop,
+    settings: dict[str, str],
+    of_agent: dict[str, Any],
+) -> Iterator[list[RunningApp]]:
+    """Servers on one database, behind a proxy that says who asks."""
+    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1", **settings)
+    apps = [RunningApp(dict(place), tools=shop.tools(), **of_agent) for _ in range(servers)]
+    yield apps
+    shop.go_on.set()
+    for app in apps:
+        app.model.go_on.set()
+        app.stop()
+
+
+@pytest.fixture
+def here(apps: list[RunningApp]) -> Iterator[httpx.Client]:
+    """Ann's client of the first of them."""
+    with client_of(apps[0].url, **ANN) as client:
+        yield client
+
+
+@pytest.fixture
+def there(apps: list[RunningApp]) -> Iterator[httpx.Client]:
+    """Ann's client of the last of them, which may be the first."""
+    with client_of(apps[-1].url, **ANN) as client:
+        yield client
+
+
+@pytest.fixture
 def running_app(tmp_path: Path) -> Iterator[RunningApp]:
     """A server with a SQLite file of its own."""
     yield from run_app(f"sqlite:///{tmp_path}/threadkeep.db")
@@ -180,3 +262,33 @@ def run_app(database: Backend | str) -> Iterator[RunningApp]:
     yield app
     app.model.go_on.set()
     app.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium."""
+    from tests.browser import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def watched(browser: Browser, running_app: RunningApp) -> Iterator[tuple[Page, Watched]]:
+    """A page before it has opened anything, and what it does that it must not do."""
+    from tests.browser import DESKTOP, Watched
+
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    watched = Watched(page, running_app.url)
+    yield page, watched
+    context.close()
+    assert watched.problems == []
+
+
+@pytest.fixture
+def page(watched: tuple[Page, Watched], running_app: RunningApp) -> Page:
+    """The chat page of a server, open."""
+    page, _ = watched
+    page.goto(running_app.url)
+    return page

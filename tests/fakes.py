@@ -8,7 +8,7 @@ refuse            refuses to answer
 time              calls get_current_time and tells what it said
 fail              fails as a provider does
 time and fail     calls get_current_time, then fails
-use A B           calls the tools A and B at once
+use A B           calls the tools A and B at once; `buy`, an agent, is told "use pay; say bought"
 stumble TEXT      fails as a provider does; answers TEXT when the test lets it
 X; Y              does X, which uses tools, and Y when they have answered
 What city …?      looks for "I live in CITY" in what the user said before
@@ -183,8 +183,9 @@ def _tools(part: str, items: list[Any]) -> list[str]:
 
 
 def _call(name: str, call_id: str) -> ResponseFunctionToolCall:
+    arguments = '{"input": "use pay; say bought"}' if name == "buy" else "{}"
     return ResponseFunctionToolCall(
-        id=PLACEHOLDER, call_id=call_id, name=name, arguments="{}", type="function_call"
+        id=PLACEHOLDER, call_id=call_id, name=name, arguments=arguments, type="function_call"
     )
 
 

@@ -5,15 +5,14 @@ Every claim is checked within one server, and over two servers on one database.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 
-from tests.backends import Backend
 from tests.client import Json, ask, client_of, contents, follow, text_of_response
-from tests.conftest import RunningApp, environment
+from tests.conftest import RunningApp
 from tests.workshop import Workshop, until
 
 pytestmark = pytest.mark.parametrize(
@@ -24,53 +23,12 @@ pytestmark = pytest.mark.parametrize(
 )
 
 POLICIES = ["enqueue", "reject", "interrupt", "rollback"]
-USER = {"X-Forwarded-User": "ann"}
-
-
-@pytest.fixture
-def shop() -> Workshop:
-    """The tools of both servers."""
-    return Workshop()
-
-
-@pytest.fixture
-def settings() -> dict[str, str]:
-    """What both servers are told beside their database."""
-    return {}
 
 
 @pytest.fixture
 def servers() -> int:
     """How many there are; tests say it."""
     return 1
-
-
-@pytest.fixture
-def apps(
-    backend: Backend, servers: int, shop: Workshop, settings: dict[str, str]
-) -> Iterator[list[RunningApp]]:
-    """Servers on one database, behind a proxy that says who asks."""
-    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1", **settings)
-    apps = [RunningApp(dict(place), tools=shop.tools()) for _ in range(servers)]
-    yield apps
-    shop.go_on.set()
-    for app in apps:
-        app.model.go_on.set()
-        app.stop()
-
-
-@pytest.fixture
-def here(apps: list[RunningApp]) -> Iterator[httpx.Client]:
-    """The server with the turn at work."""
-    with client_of(apps[0].url, **USER) as client:
-        yield client
-
-
-@pytest.fixture
-def there(apps: list[RunningApp]) -> Iterator[httpx.Client]:
-    """The server that is asked meanwhile: the same, or another one."""
-    with client_of(apps[-1].url, **USER) as client:
-        yield client
 
 
 def send(

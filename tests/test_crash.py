@@ -60,6 +60,7 @@ def test_random_kills_break_no_promise(database: list[str], prove: bool) -> None
     print(f"\n{'Postgres' if database else 'SQLite'}, seed {seed}: {report['cases']} turns,")
     print(f"{report['killed']} processes killed in {report['seconds']} s: {report['places']}")
     print(f"{report['freezes']} frozen and back, {report['approvals']} calls in doubt decided")
+    print(*report["broken"], sep="\n")
     assert report["broken"] == []
     assert report["killed"] >= (1100 if prove else 30)
     assert len(report["places"]) >= 8, "all were killed at the same places"

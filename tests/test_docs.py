@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from tests.conftest import RunningApp
+from tests.conftest import RunningApp, environment
 from tests.fake_openai import fake_openai
+from threadkeep.commands import main
 from threadkeep.connect import DEFAULT_URL
 from threadkeep.settings import Settings
 from threadkeep.testing import checks, damage_checks
@@ -98,6 +101,23 @@ def python(code: str, folder: Path, **variables: str) -> str:
     return done.stdout
 
 
+def test_the_snippets_about_approvals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool asks, the client decides, and the context can be stored."""
+    tool, client, context = blocks("python", (ROOT / "docs" / "approvals.md").read_text())
+    (tmp_path / "snippets.py").write_text(tool + context)
+    monkeypatch.syspath_prepend(tmp_path)
+    snippets = importlib.import_module("snippets")
+    app = RunningApp(
+        environment(f"sqlite:///{tmp_path}/threadkeep.db"),
+        tools=[snippets.refund],
+        create_context=snippets.create_context,
+    )
+    text = client.replace("http://localhost:8000", app.url)
+    text = text.replace("Refund order 7, please.", "use refund; say refunded")
+    assert python(text, tmp_path) == "refunded\n"
+    app.stop()
+
+
 def test_the_conformance_snippets(tmp_path: Path) -> None:
     """Both find in the SDK's SQLiteSession what the table says, but for what needs damage."""
     script, tests = blocks("python", CONFORMANCE)
@@ -151,6 +171,24 @@ def test_every_option_is_in_the_readme() -> None:
     told = subprocess.run([command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for option in set(re.findall(r"--[a-z-]+", told.stdout)) - {"--help"}:
         assert f"`{option}`" in README
+
+
+def test_every_command_is_in_a_document() -> None:
+    """Those of `threadkeep`, and their options, but for aliases."""
+    text = "\n".join(file.read_text() for file in [*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+    for name, command in commands_of(main):
+        assert f"threadkeep {name}" in text
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert any(word in text for word in option.opts), f"{name} {option.opts}"
+
+
+def commands_of(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{path}{name} ")
+        elif command.name == name:
+            yield path + name, command
 
 
 def test_every_call_is_described(running_app: RunningApp) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,56 +11,29 @@ from agents import Agent, GuardrailFunctionOutput, RunContextWrapper, output_gua
 
 from tests.backends import Backend, SQLite
 from tests.client import (
+    ANN,
+    BOB,
     Json,
     ask,
     client_of,
     contents,
-    follow,
     post,
     session_of,
     text_of_response,
 )
-from tests.conftest import RunningApp, environment
+from tests.conftest import RunningApp
+from tests.deciding import UNKNOWN, end_of, outputs
 from tests.workshop import Workshop, move, until
 
 pytestmark = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
 
-UNKNOWN = "outcome unknown"
 NOTE = "(This turn ended before its answer was done: "
-USER = {"X-Forwarded-User": "ann"}
 
 
 @pytest.fixture
-def shop() -> Workshop:
-    """The tools of both servers."""
-    return Workshop()
-
-
-@pytest.fixture
-def apps(backend: Backend, shop: Workshop) -> Iterator[list[RunningApp]]:
-    """Two servers on one database, behind a proxy that says who asks."""
-    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1")
-    apps = [
-        RunningApp(dict(place), tools=shop.tools(), output_guardrails=[no_secrets])
-        for _ in range(2)
-    ]
-    yield apps
-    shop.go_on.set()
-    for app in apps:
-        app.model.go_on.set()
-        app.stop()
-
-
-@pytest.fixture
-def here(apps: list[RunningApp]) -> Iterator[httpx.Client]:
-    with client_of(apps[0].url, **USER) as client:
-        yield client
-
-
-@pytest.fixture
-def there(apps: list[RunningApp]) -> Iterator[httpx.Client]:
-    with client_of(apps[1].url, **USER) as client:
-        yield client
+def of_agent() -> dict[str, Any]:
+    """A guardrail."""
+    return {"output_guardrails": [no_secrets]}
 
 
 @output_guardrail
@@ -69,19 +41,6 @@ async def no_secrets(
     context: RunContextWrapper[Any], agent: Agent[Any], said: str
 ) -> GuardrailFunctionOutput:
     return GuardrailFunctionOutput(None, tripwire_triggered="secret" in said)
-
-
-def end_of(client: httpx.Client, run_id: str) -> Json:
-    """The response of a run, when it has ended."""
-    *_, last = follow(client, run_id)
-    response: Json = last["response"]
-    return response
-
-
-def outputs(client: httpx.Client, session_id: str) -> list[str]:
-    """What the session has as outputs of tools, in order."""
-    items = client.get(f"/sessions/{session_id}/items").json()["data"]
-    return [item["output"] for item in items if item["type"] == "function_call_output"]
 
 
 def in_doubt(
@@ -92,7 +51,7 @@ def in_doubt(
     shop.until_begun("work", text.count("work"))
     until(lambda: stored_outcomes(apps[0], run["id"]) == sum(shop.done.values()))
     move(backend, run["id"], apps[1])
-    with client_of(apps[1].url, **USER) as there:
+    with client_of(apps[1].url, **ANN) as there:
         return end_of(there, run["id"])
 
 
@@ -296,7 +255,7 @@ def test_an_approval_is_its_owners(
     """Nobody else sees or decides it."""
     run = in_doubt(apps, here, backend, shop, "use work; say done")
     url = f"/approvals/{run['output'][-1]['id']}"
-    with client_of(apps[0].url, **{"X-Forwarded-User": "bob"}) as bob:
+    with client_of(apps[0].url, **BOB) as bob:
         assert bob.get("/approvals").json()["data"] == []
         assert bob.get(url).status_code == 404
         assert bob.post(url, json={"approve": True}).status_code == 404

@@ -17,6 +17,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Agents SDK, is shown once, elsewhere. So is what databases there are: one tells of the SDK.
 ELSEWHERE = [
     "test_agent_server.py",
+    "test_api_keys.py",
+    "test_approval_misuse.py",
+    "test_approval_webhook.py",
+    "test_approvals_command.py",
     "test_bad_input.py",
     "test_checks.py",
     "test_commands.py",
@@ -38,6 +42,7 @@ ELSEWHERE = [
     "test_markdown.py",
     "test_packaging.py",
     "test_page.py",
+    "test_page_approvals.py",
     "test_postgres.py",
     "test_processes.py",
     "test_replicas.py",

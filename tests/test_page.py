@@ -1,43 +1,16 @@
-"""The chat page in a real browser, against the real server; only the model is scripted.
-
-Every test fails, too, when the page logs an error, breaks its Content Security Policy or asks any
-other host for anything.
-"""
+"""The chat page in a real browser, against the real server; only the model is scripted."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from agents.testing import ScriptedModel, assistant_message, function_call
-from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]  # has no types
-from playwright.sync_api import (
-    Browser,
-    Locator,
-    Page,
-    Request,
-    ViewportSize,
-    expect,
-    sync_playwright,
-)
+from playwright.sync_api import Page, expect
 
+from tests.browser import PHONE, Watched, assert_accessible, chats, send, status, turn
 from tests.conftest import RunningApp
-
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-DESKTOP: ViewportSize = {"width": 1280, "height": 800}
-PHONE: ViewportSize = {"width": 360, "height": 740}
 
 RICH = """# Weather
 
@@ -67,78 +40,6 @@ HOSTILE = """<script>window.pwned = 1</script>
 
 <style>body { display: none }</style> <svg onload="window.pwned = 4">
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.fail(f"{CHROMIUM} is missing. apt-get install -y chromium fonts-dejavu-core")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()
-
-
-class Watched:
-    """What a page did that it must not do."""
-
-    def __init__(self, page: Page, origin: str) -> None:
-        self.problems: list[str] = []
-        self.requests: list[Request] = []
-        self._origin = origin
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", lambda message: self._logged(message.type, message.text))
-        page.on("request", self._asked)
-        page.add_init_script(
-            "document.addEventListener('securitypolicyviolation', (event) =>"
-            " console.error(`CSP ${event.violatedDirective} ${event.blockedURI}`))"
-        )
-
-    def _logged(self, kind: str, text: str) -> None:
-        # Chromium logs every status of 400 and above, those the page handles too.
-        if kind in ("error", "warning") and not text.startswith("Failed to load resource"):
-            self.problems.append(text)
-
-    def _asked(self, request: Request) -> None:
-        self.requests.append(request)
-        if not request.url.startswith((self._origin, "data:")):
-            self.problems.append(request.url)
-
-
-@pytest.fixture
-def watched(browser: Browser, running_app: RunningApp) -> Iterator[tuple[Page, Watched]]:
-    context = browser.new_context(viewport=DESKTOP)
-    page = context.new_page()
-    watched = Watched(page, running_app.url)
-    yield page, watched
-    context.close()
-    assert watched.problems == []
-
-
-@pytest.fixture
-def page(watched: tuple[Page, Watched], running_app: RunningApp) -> Page:
-    page, _ = watched
-    page.goto(running_app.url)
-    return page
-
-
-def send(page: Page, text: str) -> None:
-    page.get_by_role("textbox", name="Message").fill(text)
-    page.get_by_role("textbox", name="Message").press("Enter")
-
-
-def turn(page: Page, text: str) -> None:
-    """Sends a message and waits for the whole answer."""
-    send(page, text)
-    expect(status(page)).to_have_text("Answer finished.")
-
-
-def status(page: Page) -> Locator:
-    return page.locator("#status")
-
-
-def chats(page: Page) -> Locator:
-    return page.get_by_role("navigation", name="Past chats").get_by_role("link")
 
 
 def test_two_turns_are_still_there_after_a_reload(page: Page) -> None:
@@ -220,11 +121,6 @@ def test_hostile_markdown_does_nothing(page: Page) -> None:
     assert page.evaluate("window.pwned") is None
     assert page.locator(".text").locator("img, script, style, svg, [onerror]").count() == 0
     expect(page.get_by_role("link", name="track")).to_have_attribute("rel", "noopener noreferrer")
-
-
-def assert_accessible(page: Page) -> None:
-    results = Axe().run(page)
-    assert results.violations_count == 0, results.generate_report()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

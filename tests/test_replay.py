@@ -126,13 +126,14 @@ class World(agents.ModelProvider):
         self.effects: Counter[str] = Counter()
         self.keys: dict[str, set[str | None]] = {}
         usage = agents.Usage(requests=1, input_tokens=2, output_tokens=3, total_tokens=5)
-        self.model = ForgetfulModel([Told.respond(self._answer)] * 99, default_usage=usage)
+        self.model = ForgetfulModel([Told.respond(self.answer)] * 99, default_usage=usage)
         self.config = RunConfig(model_provider=self, tracing_disabled=True)
 
     def get_model(self, model_name: str | None) -> ForgetfulModel:
         return self.model
 
-    def _answer(self, asked: Any) -> Any:
+    def answer(self, asked: Any) -> Any:
+        """What the model says to a request."""
         outputs = [i["output"] for i in asked.input if i.get("type") == "function_call_output"]
         key = f"{asked.system_instructions} {len(outputs)}"
         self.asked[f"{key} {asked.input[0]['content']}"] += 1
@@ -175,9 +176,7 @@ def plain(world: World) -> Agent[Any]:
 
 
 def one_tool(world: World) -> Agent[Any]:
-    """The Runner passes over the call whose id it knows; its intent would stay in doubt."""
-    again = call("a", "1")
-    world.script = {"main 0": [again], "main 1": [again, call("a", "2")]}
+    world.script = {"main 0": [call("a", "1")], "main 1": [call("a", "2")]}
     return main(tools=[world.tool("a")])
 
 

@@ -224,21 +224,25 @@ class User:
 
 
 async def check(user: User, approvals: list[Json]) -> list[str]:
-    """What is wrong with the session of a user: it must hold the turns in order, once and whole."""
+    """What is wrong with the session of a user: it must hold the turns in order, once and whole.
+
+    The model gives a call the same id in every turn; from the second time on it is counted.
+    """
     items, wrong = await user.items(), list[str]()
+    uses = Counter[str]()
     rejected = {a["call_id"] for a in approvals if a["status"] == "rejected"}
     at = 0
     for number, scenario in enumerate(user.said):
         expected = [f"user: {scenario.name}"]
         outputs: list[str] = []
         for step in scenario.steps:
-            expected += [f"call {call.call_id}: {call.tool} {call.thing}" for call in step]
-            for call in step:
-                place = at + len(expected)
-                unknown = f"output {call.call_id}: {UNKNOWN_OUTCOME}"
-                is_unknown = call.call_id in rejected and items[place : place + 1] == [unknown]
-                outputs.append(UNKNOWN_OUTCOME if is_unknown else call.output)
-                expected.append(f"output {call.call_id}: {outputs[-1]}")
+            uses.update(call.call_id for call in step)
+            ids = [f"{call.call_id}_{uses[call.call_id]}".removesuffix("_1") for call in step]
+            for call, call_id in zip(step, ids, strict=True):
+                expected.append(f"call {call_id}: {call.tool} {call.thing}")
+            for call, call_id in zip(step, ids, strict=True):
+                outputs.append(UNKNOWN_OUTCOME if call_id in rejected else call.output)
+                expected.append(f"output {call_id}: {outputs[-1]}")
         expected.append(f"assistant: {scenario.answer(outputs)}")
         if items[at : at + len(expected)] != expected:
             wrong.append(f"{user.session_id}, turn {number}: {items[at:]}, not {expected}")

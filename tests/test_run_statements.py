@@ -55,7 +55,9 @@ def write(run_id: str, attempt: int = 1, **more: Any) -> dict[str, Any]:
     lists += ["tool_states", "tool_repeatable", "tool_calls", "tool_outputs", "tool_approvals"]
     lists += ["approval_ids", "approval_keys", "approval_calls"]
     rest = {"journal_id": run_id, "first_seq": 1, "first_item": 0, "status": "", "open": 0}
-    return who | {name: [] for name in lists} | rest | {"open_hash": None, "title": None} | more
+    end = {"open_hash": None, "title": None, "checkpoint": None, "checkpoint_version": 0}
+    asked = {"approval_kind": "in_doubt", "approval_expiry": 60_000}
+    return who | {name: [] for name in lists} | rest | end | asked | more
 
 
 async def test_what_a_run_has_done_is_not_done_again(
@@ -77,14 +79,17 @@ async def test_what_a_run_has_done_is_not_done_again(
     asked = {"approval_ids": ["a"], "approval_keys": ["k"], "approval_calls": ["{}"]}
     end = {"first_seq": 2, "first_item": 1, "items": ["{}"], "status": "incomplete", "open": 1}
     assert await call("write_run", **write("r0", **asked, **end))
-    decision = {"approval_id": "a", "owner": "", "status": "approved", "reason": None}
-    assert [dict(row) for row in await call("decide_approval", **decision)] == [{"run_id": "r0"}]
+    decision = {"approval_ids": ["a"], "statuses": ["approved"], "reasons": [""]}
+    decision |= {"run_id": "r0", "owner": "", "tools": ["A/b"]}
+    decided = [dict(row) for row in await call("decide_approvals", **decision)]
+    assert decided == [{"approval_id": "a"}]
+    assert not await database.call("decide_approvals", **decision)
     resumed = await call("resume_turn", **entrant("r1"), open_run_id="r0", new_epoch=8)
     assert [row["journal_id"] for row in resumed] == ["r0"]
     assert await call("request_stop", run_id="r1", owner="", how="cancel")
     held = {"run_id": "r1", "session_id": "s", "attempt": 1, "stale_after": 1000}
     await call("release_run", **held)
-    await database.call("claim_lost_run", stale_after=1000, own=[])
+    await database.call("claim_lost_run", stale_after=1000, checkpoint_version=0, own=[])
     rows = await database.call("get_session", session_id="s", owner="")
     assert (rows[0]["run_id"], rows[0]["seq"]) == ("r1", 1)
     back = {"session_id": "s", "owner": "", "run_id": "r1", "attempt": 2, "fork_id": ""}
@@ -95,6 +100,24 @@ async def test_what_a_run_has_done_is_not_done_again(
     await call("end_lost_turns", session_id="", stale_after=0, given_up_after=0)
     await call("forget_old_runs", older_than=0, limit=9)
     assert await database.call("read_journal", journal_id="r0") == []
+
+
+async def test_what_waits_is_parked_and_cancelled_once(
+    database: Database, proxy: PostgresProxy
+) -> None:
+    """When the answer to that is lost, and the connection with it."""
+    await database.call("begin_turn", **begin("r0"))
+    parked = {"checkpoint": "{}", "checkpoint_version": 5, "approval_kind": "needs_approval"}
+    parked |= {"approval_ids": ["a"], "approval_keys": ["0"], "approval_calls": ["{}"]}
+    proxy.lose_answers()
+    assert await database.call("write_run", **write("r0", status="incomplete", open=1, **parked))
+    waiting = (await database.call("get_approval", approval_id="a", owner=""))[0]
+    assert (waiting["status"], waiting["checkpoint_version"]) == ("pending", 5)
+    proxy.lose_answers()
+    closed = await database.call("close_approvals", run_id="r0", owner="")
+    assert [row["run_id"] for row in closed] == ["r0"]
+    assert (await database.call("get_approval", approval_id="a", owner=""))[0]["status"] == "closed"
+    assert not await database.call("close_approvals", run_id="r0", owner="")
 
 
 async def test_ended_runs_cost_nothing(database: Database, place: Postgres) -> None:
@@ -118,8 +141,8 @@ async def test_ended_runs_cost_nothing(database: Database, place: Postgres) -> N
         return int(await other.fetchval(reads))
 
     before = await read()
-    await database.call("claim_lost_run", stale_after=1000, own=[])
-    await database.call("list_decided_runs", stale_after=1000, limit=20)
+    await database.call("claim_lost_run", stale_after=1000, checkpoint_version=9, own=[])
+    await database.call("list_decided_runs", stale_after=1000, checkpoint_version=9, limit=20)
     await database.call("end_lost_turns", session_id="", stale_after=1000, given_up_after=None)
     await database.call("begin_turn", **begin("z0"))
     await database.call("write_run", **write("z0", status="completed"))

@@ -6,6 +6,7 @@ work      as `note`, and takes until the test lets it
 search    as `look`, and takes until the test lets it
 crash     raises
 pay       as `note`, and somebody has to approve it
+haul      as `work`, and somebody has to approve it
 lend      as `note`, and somebody has to approve it while the workshop is strict
 """
 
@@ -15,13 +16,15 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agents import FunctionTool, function_tool
 
 from tests.backends import Backend, SQLite
-from tests.conftest import RunningApp
 from threadkeep.replay import idempotent
+
+if TYPE_CHECKING:
+    from tests.conftest import RunningApp
 
 PATIENCE = 20.0
 """How long a test waits for what must come, in seconds."""
@@ -33,7 +36,7 @@ class Workshop:
     Attributes:
         begun: How often each was begun.
         done: How often each has come to its end.
-        go_on: Lets `work` and `search` come to theirs.
+        go_on: Lets `work`, `search` and `haul` come to theirs.
         strict: Whether `lend` needs approval.
     """
 
@@ -52,6 +55,7 @@ class Workshop:
             idempotent(self._tool("search", waits=True)),
             self._tool("crash", raises=True),
             self._tool("pay", needs_approval=True),
+            self._tool("haul", waits=True, needs_approval=True),
             self._tool("lend", needs_approval=self._is_strict),
         ]
 

@@ -7,11 +7,14 @@ Exit codes: 0 it is done, or well; 1 a check failed; 2 it could not be done, and
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -20,12 +23,15 @@ from urllib.parse import unquote, urlsplit
 import click
 
 from threadkeep.connect import connect, connect_postgres
+from threadkeep.database import Database
 from threadkeep.errors import (
     DatabasePermissionError,
     DatabaseUnavailableError,
+    InvalidInputError,
     NotFoundError,
     ThreadkeepError,
 )
+from threadkeep.history import check_id
 from threadkeep.migrate import RELEASE
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import grants
@@ -239,13 +245,8 @@ async def examine_sessions(session_id: str | None, repair: bool) -> int:
     """
     from threadkeep.session_doctor import examine, silent_runs
 
-    database = connect()
     counts: Counter[str] = Counter()
-    try:
-        if await database.pending():
-            raise DatabaseUnavailableError(
-                "The database is not up to date. Run first: threadkeep migrate"
-            )
+    async with _up_to_date() as database:
         async for checkup in examine(database, session_id, repair=repair):
             counts[checkup.outcome] += 1
             for trouble in checkup.troubles:
@@ -257,10 +258,159 @@ async def examine_sessions(session_id: str | None, repair: bool) -> int:
                 f"{run.session_id}: run {run.run_id} is {run.status}, and gave no sign of life "
                 f"for {run.seconds} s; it is ended when somebody asks for it"
             )
-    finally:
-        await database.close()
     click.echo(
         f"{counts['sound']} sound, {counts['broken']} broken, {counts['repaired']} repaired, "
         f"{counts['busy']} at work and left alone"
     )
     return 1 if counts["broken"] else 0
+
+
+@asynccontextmanager
+async def _up_to_date() -> AsyncIterator[Database]:
+    """The database, which is not made and not changed for this.
+
+    Raises:
+        DatabaseUnavailableError: It lacks migrations.
+    """
+    database = connect()
+    try:
+        if await database.pending():
+            raise DatabaseUnavailableError(
+                "The database is not up to date. Run first: threadkeep migrate"
+            )
+        yield database
+    finally:
+        await database.close()
+
+
+_OWNER = click.option(
+    "--owner", default="", help="Whose; by default nobody's, as on a laptop without a proxy."
+)
+
+
+@main.group(short_help="Make keys for programs.")
+def keys() -> None:
+    """Make keys for programs that talk to a server (THREADKEEP_API_KEYS)."""
+
+
+@keys.command("new", short_help="Make one.")
+@click.argument("owner")
+@_command
+async def new_api_key(owner: str) -> int:
+    """Make a key whose requests are OWNER's; with an OWNER of '*', of whoever they name.
+
+    It is shown once. The setting holds its hash alone.
+    """
+    from threadkeep.api_keys import ANY, new_key
+
+    if owner != ANY:
+        check_id(owner, "OWNER")
+    key, entry = new_key(owner)
+    click.echo(f"Key, for the program: {key}")
+    click.echo(f"Add to THREADKEEP_API_KEYS, behind a comma: {entry}")
+    return 0
+
+
+@main.group(short_help="Decide about tool calls that wait for it.")
+def approvals() -> None:
+    """Look at tool calls that wait for a person, and decide about them."""
+
+
+@approvals.command("list", short_help="Show them, in the order they came.")
+@_OWNER
+@click.option(
+    "--status",
+    type=click.Choice(["pending", "approved", "rejected", "expired", "closed", "all"]),
+    default="pending",
+    show_default=True,
+    help="closed: the session has gone on without it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As GET /approvals has them, one a line.")
+@_command
+async def show_approvals(owner: str, status: str, as_json: bool) -> int:
+    """Show the calls of an owner that wait for a decision, or have."""
+    from threadkeep.approvals import list_approvals
+
+    _check_ids(owner)
+    count, after = 0, ""
+    async with _up_to_date() as database:
+        while page := await list_approvals(
+            database, owner, status="" if status == "all" else status, after=after
+        ):
+            count, after = count + len(page), page[-1]["id"]
+            for approval in page:
+                click.echo(json.dumps(approval) if as_json else _in_a_line(approval))
+    if not as_json and not count:
+        click.echo("None." if status == "all" else f"None is {status}.")
+    return 0
+
+
+def _in_a_line(approval: dict[str, Any]) -> str:
+    """What a model wrote must not get at the terminal: only what can be printed is."""
+    expires = datetime.fromtimestamp(approval["expires_at"]).astimezone()
+    call = f"{approval['name']}({approval['arguments']})"
+    if approval["kind"] == "in_doubt":
+        call += ", which may have happened"
+    line = (
+        f"{approval['id']}  {approval['status']}  {call}  session {approval['session_id']}"
+        f"  until {expires:%Y-%m-%d %H:%M}"
+    )
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+_REASON = click.option("--reason", help="Why; the model is told when the call is not made.")
+
+
+@approvals.command("approve", short_help="Let a call be made.")
+@click.argument("approval_id")
+@_OWNER
+@_REASON
+@click.option("--always", is_flag=True, help="Nor ask again for this tool, in this session.")
+@_command
+async def approve(approval_id: str, owner: str, reason: str | None, always: bool) -> int:
+    """Let the call of APPROVAL_ID be made: now, or once more if it may have happened."""
+    return await _decide(approval_id, owner, reason, approve=True, always=always)
+
+
+@approvals.command("reject", short_help="Refuse a call.")
+@click.argument("approval_id")
+@_OWNER
+@_REASON
+@_command
+async def reject(approval_id: str, owner: str, reason: str | None) -> int:
+    """Refuse the call of APPROVAL_ID; the model is told, and goes on."""
+    return await _decide(approval_id, owner, reason, approve=False)
+
+
+async def _decide(
+    approval_id: str, owner: str, reason: str | None, *, approve: bool, always: bool = False
+) -> int:
+    from threadkeep.approvals import Verdict, decide, get_approval, list_approvals
+    from threadkeep.server.requests import MAX_REASON, check_json
+
+    _check_ids(owner, approval_id)
+    check_json(reason, "--reason")
+    if reason and len(reason) > MAX_REASON:
+        raise InvalidInputError(f"--reason must have at most {MAX_REASON} characters.")
+    async with _up_to_date() as database:
+        await decide(database, None, owner, Verdict(approval_id, approve, reason), always=always)
+        decided = await get_approval(database, approval_id, owner)
+        others = [
+            other["id"]
+            for other in await list_approvals(
+                database, owner, status="pending", session_id=decided["session_id"]
+            )
+            if other["previous_response_id"] == decided["previous_response_id"]
+        ]
+    click.echo(f"{decided['status'].capitalize()}: {decided['name']}")
+    if others:
+        click.echo(f"Its turn waits for a decision about {', '.join(others)} as well.")
+    else:
+        click.echo("A running server goes on with its turn, within a few seconds.")
+    return 0
+
+
+def _check_ids(owner: str, approval_id: str = "-") -> None:
+    """An owner may be nobody."""
+    check_id(owner or "-", "--owner")
+    check_id(approval_id, "APPROVAL_ID")

@@ -25,6 +25,7 @@ from agents import Agent, RunConfig, Runner
 from fastapi import FastAPI
 from uuid_utils import uuid7
 
+from threadkeep.approval_webhook import Webhook
 from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import ThreadkeepError
@@ -78,6 +79,7 @@ async def examine(
         check_exposure(settings)
         database = connect(settings)
         models = Models(settings, lambda line: None)
+        Webhook.of(settings)
     except ThreadkeepError as error:
         yield Finding("settings", "failed", str(error))
         return

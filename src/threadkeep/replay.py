@@ -4,7 +4,7 @@ Inside `journaling`, every answer of a model is stored before the Runner sees it
 a function tool leaves its intent before and its outcome behind. A run that died is made again, by
 whichever process: what is in the journal is not asked or called again, so it arrives where the
 first one died, and goes on. The journal is checked on the way: a request that differs from the one
-that was answered ends the run.
+that was answered ends the run. What is new gets call ids that are unique (call_ids.py).
 
 The SDK's hooks only observe, so its own functions are replaced, once in a process: where a run
 begins (`AgentRunner`), where its model is chosen, where a function tool is invoked, and where it is
@@ -20,6 +20,7 @@ are entered again on replay: their own calls are in the journal.
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import hashlib
 import inspect
@@ -54,6 +55,7 @@ from openai.types.responses import (
 )
 from pydantic import BaseModel, TypeAdapter
 
+from threadkeep.call_ids import CallIds, call_ids
 from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
 from threadkeep.journal import Decision, InDoubtError, Journal, ModelStep, ToolStep
@@ -155,12 +157,22 @@ class _Run(ToolCalls):
         super().__init__(parent, agent_name)
         self._models: dict[int, JournaledModel] = {}
         self._called: set[str] = set()
+        self._call_ids: set[str] = set()
 
     def begin_turn(self, agent_name: str, model: Model) -> JournaledModel:
         """The model for the next call; when the SDK retries that, it is the same call."""
         self.turn += 1
         self.agent_name = agent_name
         return self._models.setdefault(id(model), JournaledModel(model, self))
+
+    def new_call_ids(self, asked: _Asked) -> CallIds | None:
+        """The ids for a new answer; None where a server keeps the conversation, with its own ids.
+
+        A handoff or a filter may hide from the model what the Runner still knows of this run.
+        """
+        if asked["previous_response_id"] or asked["conversation_id"]:
+            return None
+        return CallIds(self._call_ids | call_ids(asked["input"]))
 
     async def answered(self, request: Mapping[str, str]) -> str | None:
         """The answer that an earlier attempt got to the same request."""
@@ -199,6 +211,7 @@ class _Run(ToolCalls):
         calls = self._function_calls(output, asked)
         self.calls = {step.key: step.repeatable for step, _ in calls}
         self._called |= {step.call_id for step, _ in calls}
+        self._call_ids |= call_ids(output)
         self.intended = intended
 
     def _function_calls(
@@ -243,6 +256,9 @@ class JournaledModel(Model):
             return response
         with self._run.attempt.busy(self._run.key):
             response = await self._model.get_response(*args, **kwargs)
+            if ids := self._run.new_call_ids(asked):
+                response = copy.copy(response)
+                response.output = ids.in_answer(response.output)
             encoded = _encode_answer(response)
             await self._run.record(request, encoded, response.output, asked)
         return response
@@ -262,7 +278,8 @@ class JournaledModel(Model):
             )
             return
         events = self._model.stream_response(*args, **kwargs)
-        output = []
+        output = []  # as the model gives it
+        ids = self._run.new_call_ids(asked)
         try:
             with self._run.attempt.busy(self._run.key):
                 async for event in events:
@@ -271,8 +288,11 @@ class JournaledModel(Model):
                     elif isinstance(event, ResponseCompletedEvent):
                         response = event.response
                         response.output = response.output or output  # some send it empty
-                        encoded = _encode_response(response)
-                        await self._run.record(request, encoded, response.output, asked)
+                    if ids is not None:
+                        event = ids.in_event(event)
+                    if isinstance(event, ResponseCompletedEvent):
+                        encoded = _encode_response(event.response)
+                        await self._run.record(request, encoded, event.response.output, asked)
                     yield event
         finally:
             close = getattr(events, "aclose", None)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from agents import (
     AgentsException,
@@ -103,6 +103,12 @@ def tool_key() -> str | None:
 def tool_id(agent_name: str, tool_name: str) -> str:
     """What names a tool of an agent, among those that need no approval in a session."""
     return f"{quote(agent_name, safe=' ')}/{tool_name}"
+
+
+def tool_of(named: str) -> dict[str, str]:
+    """The `agent` and the `name` of a tool that `tool_id` names."""
+    agent, _, name = named.partition("/")
+    return {"agent": unquote(agent), "name": name}
 
 
 def is_agent(tool: FunctionTool) -> bool:

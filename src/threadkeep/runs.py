@@ -42,6 +42,10 @@ Restore = Callable[[str, str, Row], RunRequest]
 
 _DECIDED_BATCH = 20
 
+_DECIDED_MS = 2_000
+"""After how long a turn is gone on with by anybody that whoever decided has not gone on with, since
+it has died or is a command. When both do at once, one of them finds that it is done."""
+
 
 def continuation_key(run_id: str) -> str:
     """The Idempotency-Key of the run that takes up another one's turn, which is done once.
@@ -146,7 +150,7 @@ class Runs:
         """
         rows = await self._database.call(
             "list_decided_runs",
-            stale_after=self._limits.lost_after_ms,
+            stale_after=min(_DECIDED_MS, self._limits.lost_after_ms),
             checkpoint_version=NEWEST_KNOWN,
             limit=_DECIDED_BATCH,
         )

@@ -106,7 +106,10 @@ class Settings(DatabaseSettings):
     session_queue_limit: int = Field(100, alias="SESSION_QUEUE_LIMIT", ge=1)
     run_retention_days: float = Field(7, alias="RUN_RETENTION_DAYS", gt=0)
     approval_expiry_days: float = Field(7, alias="APPROVAL_EXPIRY_DAYS", gt=0, le=3650)
+    approval_webhook_url: str | None = Field(None, alias="APPROVAL_WEBHOOK_URL", repr=False)
+    approval_webhook_secret: str | None = Field(None, alias="APPROVAL_WEBHOOK_SECRET", repr=False)
     trust_proxy_headers: bool = Field(False, alias="THREADKEEP_TRUST_PROXY_HEADERS")
+    api_keys: str | None = Field(None, alias="THREADKEEP_API_KEYS", repr=False)
 
     @property
     def listen_host(self) -> str:
@@ -117,6 +120,11 @@ class Settings(DatabaseSettings):
     def listen_port(self) -> int:
         """The port to listen on; 0 takes any that is free."""
         return self.port if self.databricks_app_port is None else self.databricks_app_port
+
+    @property
+    def knows_users(self) -> bool:
+        """Whether something says who asks, so that others than its one user may be served."""
+        return self.behind_proxy or bool(self.api_keys)
 
     @property
     def behind_proxy(self) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 from agents import Agent
 from fastapi import FastAPI
 
+from threadkeep.api_keys import ApiKeys
+from threadkeep.approval_webhook import Webhook, keep_telling
 from threadkeep.connect import connect
 from threadkeep.migrate import RELEASE
 from threadkeep.models import Models
@@ -76,7 +78,9 @@ def create_app(
         settings.session_queue_limit,
         approval_expiry_ms=int(settings.approval_expiry_days * 24 * 3600 * 1000),
     )
+    app.state.api_keys = ApiKeys.parse(settings.api_keys) if settings.api_keys else None
     app.state.models = models
+    app.state.webhook = Webhook.of(settings)
     app.state.run_requests = RunRequests(
         create_agent,
         get_session_id,
@@ -92,7 +96,7 @@ def create_app(
     if page:
         app.include_router(pages.router)
     add_error_handlers(app)
-    app.add_middleware(Guard, names=None if settings.behind_proxy else {settings.listen_host})
+    app.add_middleware(Guard, names=None if settings.knows_users else {settings.listen_host})
     return app
 
 
@@ -112,6 +116,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             "retention": keep_forgetting(database, settings.run_retention_days),
             "take-over": keep_taking_over(runs, app.state.limits.lost_after_ms / 1000 / _LOOKS),
         }
+        if app.state.webhook is not None:
+            loops["webhook"] = keep_telling(database, app.state.webhook)
         for name, loop in loops.items():
             opened.callback(asyncio.create_task(loop, name=name).cancel)
         yield

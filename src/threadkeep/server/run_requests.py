@@ -81,7 +81,6 @@ class RunRequests:
         *,
         idempotency_key: str | None = None,
         request_hash: str = "",
-        previous_response_id: str | None = None,
         goes_on_from: str = "",
     ) -> RunRequest:
         """A request that a client has sent.
@@ -105,7 +104,7 @@ class RunRequests:
             store=body.store,
             background=body.background,
             metadata=body.metadata or {},
-            previous_response_id=previous_response_id or body.previous_response_id,
+            previous_response_id=goes_on_from or body.previous_response_id,
             idempotency_key=idempotency_key,
             request_hash=request_hash,
             concurrency=self._concurrency_of(body),
@@ -134,7 +133,6 @@ class RunRequests:
             input_items(body.input),
             idempotency_key=continuation_key(ended) if ended else row["idempotency_key"],
             request_hash="" if ended else row["request_hash"],
-            previous_response_id=ended,
             goes_on_from=ended or source["goes_on_from"],
         )
 

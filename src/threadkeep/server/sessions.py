@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
 
 from threadkeep.database import Database, Row
 from threadkeep.errors import SessionNotFoundError
 from threadkeep.history import cache_of, decode_item, report_damage
+from threadkeep.replay_tools import tool_id, tool_of
 from threadkeep.response_events import PLACEHOLDER_ID
 from threadkeep.server.markdown import render
 from threadkeep.server.responses import MAX_CURSOR, Owner
@@ -41,6 +43,42 @@ async def get_session(session_id: str, request: Request, owner: Owner) -> dict[s
     if not rows:
         raise SessionNotFoundError
     return _session(rows[0])
+
+
+class Tool(BaseModel):
+    """A tool of an agent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    agent: str
+    name: str
+
+
+class SessionChange(BaseModel):
+    """The body of `PATCH /sessions/{id}`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    always_approve: list[Tool] = Field(
+        description="The tools that need no approval any more. One is added by a decision alone: "
+        "here they can be left out."
+    )
+
+
+@router.patch("/sessions/{session_id}")
+async def change_session(
+    session_id: str, change: SessionChange, request: Request, owner: Owner
+) -> dict[str, Any]:
+    """Changes a session: which tools need no approval in it."""
+    rows = await _database(request).call(
+        "keep_approved_tools",
+        session_id=session_id,
+        owner=owner,
+        tools=[tool_id(tool.agent, tool.name) for tool in change.always_approve],
+    )
+    if not rows:
+        raise SessionNotFoundError
+    return await get_session(session_id, request, owner)
 
 
 @router.get("/sessions/{session_id}/items")
@@ -121,6 +159,7 @@ def _session(row: Row) -> dict[str, Any]:
         "metadata": json.loads(row["metadata"]),
         "parent_session_id": row["parent_session_id"],
         "active_response_id": row["run_id"],
+        "always_approve": [tool_of(tool) for tool in json.loads(row["approved_tools"])],
         "item_count": row["seq"],
         "created_at": row["created_at"] // 1000,
         "updated_at": row["updated_at"] // 1000,

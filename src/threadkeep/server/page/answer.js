@@ -6,6 +6,8 @@
 import { copyButton, el, icon, setHTML, unseen } from "./dom.js";
 
 const LONGEST_SHOWN = 20_000;
+/** Items that are no steps of their own: an output is shown at its call, a request as a card. */
+const NOT_SHOWN = new Set(["function_call_output", "mcp_approval_request"]);
 
 /** A text as blocks of HTML. Changes are drawn once a frame, however many deltas came. */
 class Text {
@@ -65,7 +67,12 @@ function frameTable(table) {
   scrollable(frame, "Table");
 }
 
-function scrollable(element, label) {
+/**
+ * What scrolls by itself can be reached with the keyboard.
+ * @param {HTMLElement} element
+ * @param {string} label
+ */
+export function scrollable(element, label) {
   element.tabIndex = 0;
   element.setAttribute("role", "group");
   element.setAttribute("aria-label", label);
@@ -135,7 +142,12 @@ function brief(json) {
   return words.join(", ").slice(0, 120);
 }
 
-function pretty(value) {
+/**
+ * A value, or JSON, as text to be read; very long ones are cut.
+ * @param {unknown} value
+ * @returns {string}
+ */
+export function pretty(value) {
   const content = typeof value === "string" ? (parsed(value) ?? value) : value;
   const text = typeof content === "object" ? JSON.stringify(content, null, 2) : String(value);
   if (text.length <= LONGEST_SHOWN) return text;
@@ -167,6 +179,10 @@ export class Answer {
   #texts = [];
   #calls = [];
   #open = new Map(); // output index -> what is being written there
+  #said = []; // elements of the run that is shown, and the calls it has answered
+  #answered = [];
+  #anchor = null; // said before this, until the first of #awaited has its output
+  #awaited = new Set();
 
   constructor() {
     const heading = unseen("The agent answered", "h2");
@@ -174,18 +190,48 @@ export class Answer {
   }
 
   /**
-   * Waits for a run's first words.
+   * Waits for the first words of a run: the turn's first, or one that goes on with it.
    * @returns {Answer} itself
    */
   begin() {
+    this.mark();
+    this.#open.clear();
+    this.#foot.replaceChildren();
+    for (const call of this.#calls) call.step.running = !call.answered;
     this.element.classList.add("live");
     this.#body.append(el("div", { className: "waiting" }, el("i"), el("i"), el("i")));
     return this;
   }
 
+  /** What comes now is of another run of this turn. */
+  mark() {
+    this.#said = [];
+    this.#answered = [];
+  }
+
+  /**
+   * Takes back what came since the mark, for a run that says all of it again.
+   * @param {HTMLElement} place it is said again before this
+   * @param {Iterable<string>} calls and what follows their outputs, behind it
+   */
+  again(place, calls) {
+    for (const element of this.#said) element.remove();
+    this.#texts = this.#texts.filter(({ element }) => this.#body.contains(element));
+    this.#calls = this.#calls.filter(({ step }) => this.#body.contains(step.element));
+    for (const call of this.#answered) call.answered = false;
+    this.#anchor = place;
+    this.#awaited = new Set(calls);
+  }
+
+  /** @param {HTMLElement} element that is not of the conversation, behind what was said so far */
+  attach(element) {
+    this.#body.append(element);
+  }
+
   /** @param {object} item a stored item */
   addItem(item) {
-    if (item.type === "function_call_output") this.#output(item);
+    if (item.type === "unreadable") this.#addNote("An entry here is damaged and can’t be shown.");
+    else if (item.type === "function_call_output") this.#output(item);
     else if ((item.type ?? "message") === "message") this.#fillText(this.#addText(), item);
     else this.#addStep(item);
   }
@@ -239,25 +285,24 @@ export class Answer {
     return this.#texts.map((text) => text.plain).filter(Boolean).join("\n\n");
   }
 
-  /** @param {string} text about something that is not an item of the conversation */
-  addNote(text) {
+  #addNote(text) {
     this.#append(el("p", { className: "note" }, text));
   }
 
   #append(element) {
-    const waiting = this.#body.querySelector(".waiting");
-    if (waiting) waiting.before(element);
-    else this.#body.append(element);
+    this.#said.push(element);
+    this.#body.insertBefore(element, this.#anchor ?? this.#body.querySelector(".waiting"));
   }
 
   #added(index, item) {
-    if (item.type === "function_call_output") return;
+    if (NOT_SHOWN.has(item.type)) return;
     if (item.type === "message") this.#open.set(index, { texts: new Map() });
     else this.#open.set(index, { step: this.#addStep(item, true) });
   }
 
   #done(index, item) {
     if (item.type === "function_call_output") return this.#output(item);
+    if (NOT_SHOWN.has(item.type)) return;
     if (item.type === "message") return this.#messageDone(index, item);
     if (!this.#open.has(index)) this.#added(index, item);
     const { step } = this.#open.get(index);
@@ -325,6 +370,8 @@ export class Answer {
     const waits = (call) => call.id === item.call_id && !call.answered;
     const call = this.#calls.findLast(waits) ?? { step: this.#addStep(item) };
     call.answered = true;
+    this.#answered.push(call);
+    if (this.#awaited.has(item.call_id)) this.#anchor = null;
     call.step.running = false;
     call.step.setPart("Output", outputText(item.output));
   }

@@ -78,6 +78,15 @@ export function cancelResponse(id) {
 }
 
 /**
+ * The tool calls of a session that wait for a decision.
+ * @param {string} sessionId
+ * @returns {Promise<{data: object[]}>}
+ */
+export function listPending(sessionId) {
+  return call(`approvals?${query({ status: "pending", session_id: sessionId, limit: 100 })}`);
+}
+
+/**
  * Whether the server can answer; `message` says what it waits for.
  * @returns {Promise<{ready: boolean, loading: boolean, message: string}>}
  */
@@ -97,7 +106,13 @@ function query(values) {
   return new URLSearchParams(given.map(([name, value]) => [name, String(value)]));
 }
 
-async function call(path, options) {
+/**
+ * One call of the API.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ * @returns {Promise<object>} its result
+ */
+export async function call(path, options) {
   let response;
   try {
     response = await fetch(path, options);

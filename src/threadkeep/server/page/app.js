@@ -9,6 +9,7 @@ import {
   cancelResponse,
   getSession,
   listItems,
+  listPending,
   readiness,
   send,
 } from "./api.js";
@@ -24,7 +25,7 @@ const PROMPTS = [
   "Help me plan a quiet weekend by the sea",
 ];
 const ENDINGS = {
-  approval_required: "Waiting for an approval.",
+  approval_required: "Waiting for a decision.",
   max_output_tokens: "The answer was cut at the length limit.",
 };
 
@@ -33,6 +34,7 @@ class Chat {
   #id = null;
   #visit = 0; // grows with every chat opened: what was asked for an earlier one is dropped
   #run = null; // {id, answer, text (the message), follower} while the agent answers
+  #waiting = null; // {approvals, answer, text} of a turn that waits for decisions
   #unsent = null; // {text, key} of a message that may or may not have arrived
   #transcript = new Transcript();
   #composer = new Composer({ onSend: (text) => this.submit(text), onStop: () => this.#stop() });
@@ -67,6 +69,7 @@ class Chat {
     this.#transcript.addUser(text);
     const answer = this.#transcript.beginAnswer();
     this.#composer.sending();
+    if (this.#waiting) this.#waiting.approvals.paused = true;
     showProblem(null);
     announce("The agent is answering.");
     const key = this.#unsent?.text === text ? this.#unsent.key : newKey();
@@ -81,9 +84,10 @@ class Chat {
     this.#sessions.refresh();
   }
 
-  /** Asks the list again, when the reader comes back to this page. */
+  /** Asks again for what may have changed, when the reader comes back to this page. */
   refresh() {
     this.#sessions.refresh();
+    this.#waiting?.approvals.refresh();
   }
 
   #sent(reply, text, answer) {
@@ -96,6 +100,8 @@ class Chat {
       const now = Math.floor(Date.now() / 1000);
       this.#sessions.put({ id, title: text.slice(0, 80), updated_at: now });
     }
+    this.#waiting?.approvals.wentOn();
+    this.#waiting = null;
     this.#follow(reply.id, answer, text);
   }
 
@@ -104,6 +110,7 @@ class Chat {
     this.#composer.idle();
     this.#composer.restore(text);
     this.#composer.focus();
+    if (this.#waiting) this.#waiting.approvals.paused = false;
     if (!this.#id) this.open(null);
     showProblem(`Not sent. ${error.message}`);
     announce("");
@@ -113,6 +120,8 @@ class Chat {
     this.#visit += 1;
     this.#run?.follower.close();
     this.#run = null;
+    this.#waiting?.approvals.leave();
+    this.#waiting = null;
     this.#composer.idle();
     showProblem(null);
     notice.show({ lost: false });
@@ -123,8 +132,11 @@ class Chat {
     const visit = this.#visit;
     this.#transcript.showInstead(el("p", { className: "note late" }, "Loading…"));
     try {
-      const [session, page] = await Promise.all([getSession(id), listItems(id)]);
-      if (visit === this.#visit) this.#show(session, page);
+      const [session, page, pending] = await Promise.all([getSession(id), listItems(id), listPending(id)]);
+      const open = await stopped(session, page, pending.data);
+      if (visit !== this.#visit) return;
+      if (open) this.#showOpen(session, open);
+      else this.#show(session, page);
     } catch (error) {
       if (visit === this.#visit) this.#notLoaded(id, error);
     }
@@ -138,14 +150,31 @@ class Chat {
     }
   }
 
-  #show(session, page) {
-    const active = session.active_response_id;
+  #know(session) {
     this.#sessions.put(session);
     this.#setTitle(this.#sessions.get(session.id).title);
+  }
+
+  #show(session, page) {
+    const active = session.active_response_id;
+    this.#know(session);
     this.#transcript.show(this.#page(session.id, page, active));
     if (!active) return;
     const asked = page.data.find((item) => item.role === "user" && item.response_id === active);
     this.#follow(active, this.#transcript.beginAnswer(), asked ? plainText(asked.content) : "");
+  }
+
+  /** A chat whose last turn waits for decisions, or goes on after them. */
+  #showOpen(session, { page, base, said, approvals, text, module }) {
+    const active = session.active_response_id;
+    this.#know(session);
+    this.#transcript.show(this.#page(session.id, page, null));
+    const answer = this.#transcript.addAnswer();
+    for (const item of base) answer.addItem(item);
+    if (active) return this.#follow(active, answer.begin(), text);
+    answer.mark();
+    for (const item of said) answer.addItem(item);
+    this.#wait(new module.Approvals(approvals, this.#deciding()), answer, text);
   }
 
   /** A page of items as the transcript takes it, with the way to the page before it. */
@@ -186,12 +215,62 @@ class Chat {
       answer.finish();
       this.#ended("Answer finished.");
     } else if (event.type === "response.incomplete" || event.type === "response.cancelled") {
-      const note = ENDINGS[response.incomplete_details?.reason] ?? "Stopped.";
+      const reason = response.incomplete_details?.reason;
+      const note = ENDINGS[reason] ?? "Stopped.";
+      const { text } = this.#run;
       answer.finish(note);
       this.#ended(note);
+      if (reason === "approval_required") this.#ask(response.id, answer, text);
     } else {
       answer.apply(event);
     }
+  }
+
+  /** The run has ended to wait: asks what for. */
+  async #ask(id, answer, text) {
+    const visit = this.#visit;
+    try {
+      const module = await import("./approvals.js");
+      const approvals = await module.askedBy(id);
+      if (visit !== this.#visit) return;
+      this.#wait(new module.Approvals(approvals, this.#deciding()), answer, text);
+    } catch (error) {
+      if (visit === this.#visit) answer.fail(error.message, () => this.#ask(id, answer, text));
+    }
+  }
+
+  #wait(approvals, answer, text) {
+    answer.finish();
+    answer.attach(approvals.element);
+    announce(approvals.question);
+    if (this.#run) approvals.wentOn();
+    else this.#waiting = { approvals, answer, text };
+  }
+
+  #deciding() {
+    return {
+      onDeciding: () => this.#composer.sending(),
+      onNotYet: () => this.#composer.idle(),
+      onRun: (id) => this.#goOn(id),
+      onGone: () => this.#reopen(),
+    };
+  }
+
+  /** The turn goes on, with another run, where it had stopped. */
+  #goOn(id) {
+    const { approvals, answer, text } = this.#waiting;
+    this.#waiting = null;
+    if (approvals.inDoubt) answer.again(approvals.element, approvals.calls);
+    this.#follow(id, answer.begin(), text);
+    this.#sessions.refresh();
+  }
+
+  /** The chat has gone on elsewhere: shows how, and keeps what was said about the decisions. */
+  async #reopen() {
+    const { approvals } = this.#waiting;
+    this.#leave();
+    await this.#load(this.#id);
+    this.#transcript.attach(approvals.element, approvals.run);
   }
 
   #ended(said) {
@@ -218,6 +297,14 @@ class Chat {
     byId("title").textContent = title || "New chat";
     document.title = title ? `${title} · Threadkeep` : "Threadkeep";
   }
+}
+
+/** The last turn of a chat, when it has stopped for decisions (see approvals.js); else null. */
+async function stopped({ id, active_response_id: active }, page, pending) {
+  if (!active && !pending.length) return null;
+  const module = await import("./approvals.js");
+  const turn = await module.openTurn(id, active, pending, page);
+  return turn && { ...turn, module };
 }
 
 function addressed() {

@@ -63,10 +63,25 @@ export class Transcript {
 
   /** @returns {Answer} waiting for its first words */
   beginAnswer() {
-    const answer = new Answer().begin();
+    return this.addAnswer().begin();
+  }
+
+  /** @returns {Answer} empty, at the end */
+  addAnswer() {
+    const answer = new Answer();
     this.#column.append(answer.element);
     this.#scroll.toEnd();
     return answer;
+  }
+
+  /**
+   * Puts something back where a turn stopped for good.
+   * @param {HTMLElement} element
+   * @param {string} responseId of the run that stopped
+   */
+  attach(element, responseId) {
+    const place = `[data-response="${CSS.escape(responseId)}"] .answer-body`;
+    this.#column.querySelector(place)?.append(element);
   }
 
   /** Puts older items above; a turn that was cut by the page's end is drawn anew as a whole. */
@@ -119,10 +134,8 @@ function grouped(items) {
 function drawn(turn) {
   if (turn.user) return { element: userTurn(turn.user) };
   const answer = new Answer();
-  for (const item of turn.items) {
-    if (item.type === "unreadable") answer.addNote("An entry here is damaged and can’t be shown.");
-    else answer.addItem(item);
-  }
+  for (const item of turn.items) answer.addItem(item);
+  answer.element.dataset.response = turn.items.at(-1).response_id ?? "";
   const stopped = turn.items.some((item) => item.role === "assistant" && item.status === "incomplete");
   answer.finish(stopped ? "Stopped." : "");
   return { element: answer.element, items: turn.items };

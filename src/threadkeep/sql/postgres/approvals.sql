@@ -102,3 +102,27 @@ SELECT run_id FROM run
 UNION ALL
 SELECT run_id FROM threadkeep.runs
 WHERE :retried::boolean AND run_id = :run_id AND status = 'cancelled' AND NOT EXISTS (SELECT FROM run);
+
+-- name: claim_approvals_to_tell
+-- Claims approvals that the webhook is to be called for now, `limit` of them at most: nobody else does before
+-- `lease` ms are over. Those that are not pending any more are done with. tell_tries: see record_telling.
+-- Those that others are just claiming are passed over. When the answer is lost they come again, as those of
+-- a process that has died.
+WITH due AS MATERIALIZED (
+  SELECT approval_id FROM threadkeep.approvals WHERE tell_at <= clock_timestamp()
+  ORDER BY tell_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+UPDATE threadkeep.approvals a
+SET tell_at = CASE WHEN n.status = 'pending'
+                   THEN clock_timestamp() + :lease::bigint * interval '1 ms' END,
+    tell_tries = a.tell_tries + 1
+FROM due JOIN threadkeep.approvals_now n ON n.approval_id = due.approval_id
+WHERE a.approval_id = due.approval_id
+RETURNING a.approval_id, a.owner, a.tell_tries, a.tell_at IS NOT NULL AS is_pending;
+
+-- name: record_telling
+-- An approval that was claimed is done with, or the webhook is called again in `again_after` ms; the latter
+-- is for who has claimed it last to say, which `tell_tries` tells.
+UPDATE threadkeep.approvals
+SET tell_at = clock_timestamp() + :again_after::bigint * interval '1 ms'
+WHERE approval_id = :approval_id AND tell_at IS NOT NULL
+  AND (:again_after::bigint IS NULL OR tell_tries = :tell_tries);

@@ -164,9 +164,19 @@ SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, 
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at
 FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner;
 
+-- name: keep_approved_tools
+-- Lets only these tools, of those that need no approval in a session, need none. No row: no such session.
+UPDATE threadkeep.sessions s
+SET approved_tools = (
+  SELECT coalesce(jsonb_agg(known.tool), '[]')::text
+  FROM jsonb_array_elements_text(s.approved_tools::jsonb) AS known (tool)
+  WHERE known.tool = ANY (:tools::text[]))
+WHERE session_id = :session_id AND owner = :owner
+RETURNING session_id;
+
 -- name: list_sessions
 -- An owner's sessions, last changed first, from behind the one named (all when it is '').
-SELECT session_id, title, metadata, epoch, seq, run_id, parent_session_id,
+SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at
 FROM threadkeep.sessions

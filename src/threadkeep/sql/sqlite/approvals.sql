@@ -78,3 +78,23 @@ WHERE owner = :owner AND open_run_id = :run_id AND open_epoch = epoch AND open_s
   AND EXISTS (SELECT 1 FROM approvals a WHERE a.run_id = :run_id AND a.status = 'pending');
 UPDATE runs SET status = 'cancelled' WHERE changes() = 1 AND run_id = :run_id
 RETURNING run_id;
+
+-- name: claim_approvals_to_tell
+-- Claims approvals that the webhook is to be called for now, `limit` of them at most: nobody else does before
+-- `lease` ms are over. Those that are not pending any more are done with. tell_tries: see record_telling.
+UPDATE approvals
+SET tell_at = CASE WHEN 'pending' = (
+                     SELECT n.status FROM approvals_now n WHERE n.approval_id = approvals.approval_id)
+                   THEN (SELECT now FROM clock) + :lease END,
+    tell_tries = tell_tries + 1
+WHERE approval_id IN (
+  SELECT approval_id FROM approvals WHERE tell_at <= (SELECT now FROM clock)
+  ORDER BY tell_at LIMIT :limit)
+RETURNING approval_id, owner, tell_tries, tell_at IS NOT NULL AS is_pending;
+
+-- name: record_telling
+-- An approval that was claimed is done with, or the webhook is called again in `again_after` ms; the latter
+-- is for who has claimed it last to say, which `tell_tries` tells.
+UPDATE approvals SET tell_at = (SELECT now FROM clock) + :again_after
+WHERE approval_id = :approval_id AND tell_at IS NOT NULL
+  AND (:again_after IS NULL OR tell_tries = :tell_tries);

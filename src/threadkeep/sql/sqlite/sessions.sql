@@ -109,9 +109,19 @@ SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, 
        parent_session_id, created_at, updated_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner;
 
+-- name: keep_approved_tools
+-- Lets only these tools, of those that need no approval in a session, need none. No row: no such session.
+UPDATE sessions
+SET approved_tools = (
+  SELECT json_group_array(k.value) FROM json_each(sessions.approved_tools) k
+  WHERE k.value IN (SELECT value FROM json_each(:tools)))
+WHERE session_id = :session_id AND owner = :owner
+RETURNING session_id;
+
 -- name: list_sessions
 -- An owner's sessions, last changed first, from behind the one named (all when it is '').
-SELECT session_id, title, metadata, epoch, seq, run_id, parent_session_id, created_at, updated_at
+SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id, created_at,
+       updated_at
 FROM sessions
 WHERE owner = :owner
   AND (:after = '' OR (updated_at, session_id)
