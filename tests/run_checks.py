@@ -230,9 +230,15 @@ class Checks:
         return f"{run_id} of {known.name}, the {known.number}th" if known else run_id
 
     def _check_what_is_deleted(self, tables: Tables) -> None:
-        there = {*tables.runs, *tables.events, *tables.journals}
-        there |= {row["run_id"] for rows in tables.items.values() for row in rows if row["run_id"]}
-        assert not there & self._gone, "what was deleted came back"
+        items = {row["run_id"] for rows in tables.items.values() for row in rows}
+        for what, there in (
+            ("runs", tables.runs),
+            ("events", tables.events),
+            ("journals", tables.journals),
+            ("items", items),
+        ):
+            back = self._gone & set(there)
+            assert not back, f"{what} that were deleted came back: {back}"
         known = tables.runs.keys()
         assert tables.events.keys() <= known, "events without their run"
         assert tables.journals <= {run["journal_id"] for run in tables.runs.values()}, "lone steps"

@@ -404,6 +404,10 @@ class Peek:
                 raw.execute("BEGIN")
                 texts = [sql.replace("threadkeep.", "") for sql in statements]
                 return [[dict(row) for row in raw.execute(sql)] for sql in texts]
+        # A tool that looks may be cancelled, and must leave no transaction open.
+        return await asyncio.shield(self._at_once(statements))
+
+    async def _at_once(self, statements: list[str]) -> list[list[dict[str, Any]]]:
         async with self._lock:
             connection = await self._connected()
             async with connection.transaction(isolation="repeatable_read"):
