@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 
 from threadkeep import sqlite
-from threadkeep.admission import Admitted
 from threadkeep.database import load_statements
 from threadkeep.journal import ToolStep
 from threadkeep.run import Run
@@ -44,10 +43,10 @@ def stores_input_twice() -> None:
     """A run that is taken over stores its input again."""
     begin = Run._begin  # noqa: SLF001 - what it breaks lies inside
 
-    def begin_again(self: Run, admitted: Admitted) -> None:
-        begin(self, admitted)
-        if self._taken_over and self._session:
-            self._session._input_comes = False  # noqa: SLF001 - as above
+    def begin_again(self: Run) -> None:
+        begin(self)
+        if self._taken_over:
+            self._turn.session._input_comes = False  # noqa: SLF001 - as above
 
     Run._begin = begin_again  # noqa: SLF001 - as above
 

@@ -7,9 +7,10 @@ import contextlib
 import json
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, cast
 
+from tests.run_approval_checks import ApprovalChecks, waiting
+from tests.run_tables import ORDERS, Row, Rows, Tables, read_tables
 from tests.run_world import Peek, Replica, World, unpaired
 from threadkeep import Session
 from threadkeep.approvals import list_approvals
@@ -21,9 +22,6 @@ SESSIONS = {"a": "ann", "b": "bob", "c": "ann"}
 """The sessions, and whose they are."""
 
 FINAL = {"response.completed", "response.failed", "response.incomplete"}
-
-Row = dict[str, Any]
-Rows = list[Row]
 
 
 @dataclass
@@ -68,41 +66,6 @@ class Known:
         return text_of(cast(dict[str, Any], self.run.request.items[0])["content"])
 
 
-@dataclass
-class Tables:
-    """All that is stored. An item has the columns of its row beside its own fields."""
-
-    sessions: dict[str, Row]
-    items: dict[str, Rows]
-    runs: dict[str, Row]
-    events: dict[str, Rows]
-    tools: Rows
-    approvals: Rows
-    journals: set[str]
-
-    def contents(self, name: str) -> Rows:
-        """The items of a session."""
-        return self.items.get(name, [])
-
-    def turns(self, name: str) -> list[tuple[str, Rows]]:
-        """The items of a session by turn, each by the run that it began with; notes left out."""
-        own = [item for item in self.contents(name) if item["run_id"]]
-        return [(turn, list(rows)) for turn, rows in groupby(own, self._turn)]
-
-    def of_turn(self, run: Row) -> Rows:
-        """The items of the turn of a run."""
-        rows = [rows for turn, rows in self.turns(run["session_id"]) if turn == run["journal_id"]]
-        return rows[0] if rows else []
-
-    def is_taken(self, name: str) -> bool:
-        """Whether a run has the session."""
-        return name in self.sessions and self.sessions[name]["run_id"] is not None
-
-    def _turn(self, item: Row) -> str:
-        turn: str = self.runs[item["run_id"]]["journal_id"]
-        return turn
-
-
 class Checks:
     """Remembers what was done, and compares it with what is stored.
 
@@ -120,15 +83,17 @@ class Checks:
         self._popped: set[str] = set()
         self._events: dict[str, list[dict[str, Any]]] = {}
         self._at_work: set[str] = set()
+        self._waiting: list[str] = []
+        self.approvals = ApprovalChecks(world)
 
     async def clear(self) -> None:
         """Begins with nothing."""
-        for table in _ORDERS:
+        for table in ORDERS:
             await self._peek.rows(f"DELETE FROM threadkeep.{table}")
 
     def started(self, run: Run, replica: Replica) -> Known:
-        """A run was started, by whomever."""
-        if run.request.concurrency in ("interrupt", "rollback"):
+        """A run was started, by whomever. One that goes on with a turn pushes nobody."""
+        if not run.request.goes_on_from and run.request.concurrency in ("interrupt", "rollback"):
             for other in self.unfinished():
                 if other.name == run.request.session_id:
                     other.undone = not other.asked and run.request.concurrency == "rollback"
@@ -138,16 +103,30 @@ class Checks:
         self._at_work.add(run.run_id)
         return self._runs.setdefault(run.run_id, known)
 
-    def went_on(self, run_id: str | None, replica: Replica) -> None:
-        """A run was gone on with in another one."""
-        run = replica.runs._runs.get(run_id or "")  # noqa: SLF001 - nobody else has it
-        if run is not None and run not in replica.made:
-            replica.made.append(run)
-            self.started(run, replica)
+    def _take_in(self) -> None:
+        """Runs were started to go on with what was decided."""
+        for replica in self._world.replicas:
+            for run in replica.made:
+                if run.run_id not in self._runs:
+                    self.started(run, replica)
 
     def unfinished(self) -> list[Known]:
         """The runs that had not ended when we looked last."""
         return [known for run_id, known in self._runs.items() if run_id in self._at_work]
+
+    def run(self, run_id: str) -> Known:
+        """What is known of a run."""
+        return self._runs[run_id]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is at work, nor waits for anybody."""
+        return not self._at_work and not self._waiting and not self._unfinished_here()
+
+    def _unfinished_here(self) -> list[Run]:
+        """The runs of living processes that have not ended there."""
+        alive = [replica for replica in self._world.replicas if not replica.database.dead]
+        return [run for replica in alive for run in replica.made if not run.finished]
 
     def cancelled(self, known: Known) -> None:
         """Somebody cancels a run: then what it said may stay."""
@@ -165,6 +144,12 @@ class Checks:
         if item is not None and item.get("content") in self._notes[name]:
             self._notes[name].remove(item["content"])
 
+    def cleared(self, name: str) -> None:
+        """Somebody took back all of a session."""
+        self._popped.add(name)
+        self._notes[name] = []
+        self._world.verdicts.always.discard(name)
+
     async def ids_of(self, name: str) -> set[str]:
         """The runs of a session."""
         rows = await self._peek.rows(
@@ -176,6 +161,7 @@ class Checks:
         """A session was deleted, with these runs."""
         self._gone |= set(run_ids)
         self._notes[name] = []
+        self._world.verdicts.always.discard(name)
 
     async def is_idle(self, name: str) -> bool:
         """Whether no run has a session, or waits for it."""
@@ -188,9 +174,6 @@ class Checks:
         """A replica looks for what was lost; it passes over what it can't go on with."""
         with contextlib.suppress(ConflictError):
             await replica.take_over()
-        for run in replica.made:
-            if run.run_id not in self._runs:
-                self.started(run, replica)
 
     async def follow(self, known: Known) -> None:
         """Hears all of a run."""
@@ -213,7 +196,9 @@ class Checks:
     async def look(self) -> None:
         """Whether all promises are kept at this moment."""
         assert not self._world.faults, self._world.faults
+        starts = self._world.starts.copy()
         tables = await read_tables(self._peek)
+        self._take_in()
         self._at_work = {row["run_id"] for row in tables.runs.values() if not row["finished_at"]}
         self._check_what_is_deleted(tables)
         for name, session in tables.sessions.items():
@@ -222,22 +207,23 @@ class Checks:
             self._check_events(tables, run)
             if run["finished_at"] and not tables.is_taken(run["session_id"]):
                 self._check_end(tables, run)
+        self.approvals.look(tables, starts, self._popped)
+        self._waiting = waiting(tables)
 
-    async def end(self, replicas: list[Replica], tasks: list[asyncio.Task[None]]) -> None:
+    async def end(self, tasks: list[asyncio.Task[None]]) -> None:
         """Whether everybody was told the end, now that all was let go."""
         await self.look()
-        waiting = [self._describe(run_id) for run_id in self._at_work]
-        made = [run for replica in replicas if not replica.database.dead for run in replica.made]
-        waiting += [f"{run.run_id} here ({run.status})" for run in made if not run.finished]
-        waiting += [repr(task) for task in tasks if not task.done()]
-        assert not waiting, f"somebody waits for ever: {waiting}"
+        waits = [self._describe(run_id) for run_id in [*self._at_work, *self._waiting]]
+        waits += [f"{run.run_id} here ({run.status})" for run in self._unfinished_here()]
+        waits += [repr(task) for task in tasks if not task.done()]
+        assert not waits, f"somebody waits for ever: {waits}"
         for task in tasks:
             task.result()
         for known in self._runs.values():
             if known.told and not known.replica.database.dead:
                 self._check_told(known)
                 self._check_refusal(known)
-        await self._check_owners(next(r for r in replicas if r.is_at_work))
+        await self._check_owners(next(r for r in self._world.replicas if r.is_at_work))
 
     def _describe(self, run_id: str) -> str:
         known = self._runs.get(run_id)
@@ -288,7 +274,10 @@ class Checks:
         assert len(finals) == (run["finished_at"] is not None), f"ends of {run['run_id']}: {finals}"
         if finals:
             assert events[-1] is finals[0], "something was told after the end"
-            assert finals[0]["response"]["status"] == run["status"]
+            told, known = finals[0]["response"], self._runs[run["run_id"]]
+            waited = told["incomplete_details"] == {"reason": "approval_required"}
+            cancelled = waited and known.asked and run["status"] == "cancelled"
+            assert cancelled or told["status"] == run["status"]
 
     def _check_end(self, tables: Tables, run: Row) -> None:
         """What a run that has ended leaves in its session."""
@@ -297,13 +286,18 @@ class Checks:
         tools = [step for step in tables.tools if step["journal_id"] == run["journal_id"]]
         if known.mixed or name in self._popped:
             return
-        if run["status"] == "failed" and not tools:
+        if run["status"] == "failed" and not tools and not run["checkpoint_run_id"]:
             why = tables.events[run["run_id"]][-1]["response"]["error"]
             assert not items, f"a turn that failed before any tool left {items}: {why}"
         elif run["status"] == "cancelled" and known.undone:
             assert not items, f"a turn that was rolled back left {items}"
-        elif items or not known.may_go:
+        elif items or not self._may_be_gone(tables, run):
             self._check_kept(tables, run, items, tools)
+
+    def _may_be_gone(self, tables: Tables, run: Row) -> bool:
+        """Whether somebody asked that nothing of its turn is left."""
+        turn = [row for row in tables.runs.values() if row["journal_id"] == run["journal_id"]]
+        return any(self._runs[row["run_id"]].may_go for row in turn)
 
     def _check_kept(self, tables: Tables, run: Row, items: Rows, tools: Rows) -> None:
         """Nothing that was told or done is missing."""
@@ -318,9 +312,15 @@ class Checks:
         for item in tables.events[run["run_id"]][-1]["response"]["output"]:
             if "call_id" in item:
                 assert (item["type"], item["call_id"]) in ids, f"{item} was told and is not kept"
-            elif item["type"] == "message":
+            elif item["type"] == "message" and not self._is_said_anew(tables, run, item):
                 text, how = text_of(item["content"]), run["status"]
                 assert text in texts, f"'{text}' was told, the run {how}, and it is not kept"
+
+    def _is_said_anew(self, tables: Tables, run: Row, item: Row) -> bool:
+        """Whether a model was cut off in it, and another run has gone on with the turn since."""
+        later = (row for row in tables.runs.values() if row["run_id"] > run["run_id"])
+        taken_up = any(row["journal_id"] == run["journal_id"] for row in later)
+        return taken_up and run["status"] == "failed" and item["status"] == "incomplete"
 
     def _check_told(self, known: Known) -> None:
         stored = self._events.get(known.run_id, [])
@@ -342,6 +342,8 @@ class Checks:
             may_be.add("conflict")
         if request.idempotency_key:
             may_be.add("database_unavailable")  # a run has the key already
+        if known.replica.runs.is_stopping:
+            may_be.add("unavailable")  # it was not stored yet
         if known.replica.was_frozen or known.run_id in self._gone or failure is None:
             return
         assert failure.code in may_be, f"{known.run_id} was refused: {failure.code}"
@@ -358,37 +360,3 @@ class Checks:
                     assert not await work, "another owner sees it"
             shown = await list_approvals(replica.database, other, status="", after="", limit=1000)
             assert known.run_id not in [approval["previous_response_id"] for approval in shown]
-
-
-_ORDERS = {
-    "sessions": "session_id",
-    "items": "session_id, seq",
-    "runs": "run_id",
-    "run_events": "run_id, seq",
-    "model_calls": "journal_id, key",
-    "tool_calls": "journal_id, key",
-    "approvals": "approval_id",
-}
-"""The tables, and how to read each."""
-
-
-async def read_tables(peek: Peek) -> Tables:
-    """Reads all that is stored."""
-    read = [f"SELECT * FROM threadkeep.{name} ORDER BY {key}" for name, key in _ORDERS.items()]
-    sessions, rows, runs, told, models, tools, approvals = await peek.at_once(read)
-    items: dict[str, Rows] = {}
-    for row in rows:
-        place = {"seq": row["seq"], "run_id": row["run_id"]}
-        items.setdefault(row["session_id"], []).append(json.loads(row["data"]) | place)
-    events: dict[str, Rows] = {}
-    for row in told:
-        events.setdefault(row["run_id"], []).append(json.loads(row["data"]))
-    return Tables(
-        {row["session_id"]: row for row in sessions},
-        items,
-        {row["run_id"]: row for row in runs},
-        events,
-        tools,
-        approvals,
-        {row["journal_id"] for row in tools + models},
-    )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -23,6 +24,7 @@ from agents.testing import ScriptedModel, assistant_message, function_call
 from agents.tool_context import ToolContext
 
 from tests.backends import Backend, Postgres, SQLite
+from tests.run_verdicts import Verdicts
 from threadkeep.connect import connect
 from threadkeep.database import Database, Row, Signal, Value
 from threadkeep.errors import DatabaseUnavailableError
@@ -66,16 +68,22 @@ class World:
     """What happened outside of the database.
 
     Attributes:
+        pause: How long the way to the database takes, and the way back, in seconds.
         steps: What waits.
         starts: How often a call of a tool began, by its id; each id is given once.
-        approved: How often somebody wanted a call to be made again.
+        told: Which outputs of a call a model has seen, by its id.
+        verdicts: What people wanted.
+        replicas: Every process that there was.
         faults: What must never happen, and did.
     """
 
     peek: Peek
+    pause: Callable[[], float] = float
     steps: list[Step] = field(default_factory=list)
     starts: Counter[str] = field(default_factory=Counter)
-    approved: Counter[str] = field(default_factory=Counter)
+    told: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    replicas: list[Replica] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     numbers: count[int] = field(default_factory=count)
 
@@ -94,6 +102,10 @@ class World:
 class OwnDatabase:
     """The database as one process has it.
 
+    Args:
+        inner: The database.
+        pause: How long the way there takes, and the way back, in seconds.
+
     Attributes:
         dead: Whether nothing reaches the database any more.
         running: Not set while the process is frozen.
@@ -101,8 +113,9 @@ class OwnDatabase:
         busy: How many are under way.
     """
 
-    def __init__(self, inner: Database) -> None:
+    def __init__(self, inner: Database, pause: Callable[[], float] = float) -> None:
         self.inner = inner
+        self._pause = pause
         self.dead = False
         self.running = asyncio.Event()
         self.running.set()
@@ -139,6 +152,8 @@ class OwnDatabase:
         await self.inner.close()
 
     async def _pass(self) -> None:
+        if pause := self._pause():
+            await asyncio.sleep(pause)
         await self.running.wait()
         if self.dead:
             raise DatabaseUnavailableError("The process was killed.")
@@ -159,7 +174,7 @@ class Replica:
     def __init__(self, world: World, database: OwnDatabase) -> None:
         self.world = world
         self.database = database
-        self.runs = Runs(database, Limits(600, lost_after_ms=LOST_AFTER_MS), self.restore)
+        self.runs = ToldRuns(database, Limits(600, lost_after_ms=LOST_AFTER_MS), self)
         self.was_frozen = False
         self.made: list[Run] = []
 
@@ -184,7 +199,7 @@ class Replica:
             session_id=session_id,
             owner=owner,
             items=[{"role": "user", "content": text}],
-            make_agent=self._agent,
+            make_agent=partial(self._agent, session_id),
             contexts=OneContext(),
             run_config=RunConfig(tracing_disabled=True),
             model="told",
@@ -204,19 +219,16 @@ class Replica:
 
     def start(self, request: RunRequest) -> Run:
         """Starts a run."""
-        run = self.runs.start(request)
-        self.made.append(run)
-        return run
+        return self.runs.start(request)
 
     async def take_over(self) -> list[Run]:
         """Does what `take_over_all` does."""
+        before = len(self.made)
         await self.runs.end_lost_turns()
-        taken = []
         while (run := await self.runs.take_over()) is not None:
-            taken.append(run)
-        taken += await self.runs.go_on_with_decided()
-        self.made += taken
-        return taken
+            self.made.append(run)
+        await self.runs.go_on_with_decided()
+        return self.made[before:]
 
     async def kill(self) -> None:
         """Nothing of it is written from now on."""
@@ -227,8 +239,9 @@ class Replica:
         async with asyncio.timeout(WAIT_SECONDS):
             await asyncio.gather(*(run.wait() for run in self.made))
 
-    def _agent(self) -> Agent[Any]:
-        return Agent(name="told", model=ToldModel(self), tools=[self._once(), self._again()])
+    def _agent(self, session_id: str) -> Agent[Any]:
+        tools = [self._once(), self._again(), self._ask_first(session_id)]
+        return Agent(name="told", model=ToldModel(self), tools=tools)
 
     def _once(self) -> Any:
         @function_tool
@@ -236,11 +249,25 @@ class Replica:
             """May not run twice."""
             call_id = context.tool_call_id
             self.world.starts[call_id] += 1
-            if self.world.starts[call_id] > 1 + self.world.approved[call_id]:
+            if self.world.starts[call_id] > 1 + self.world.verdicts.made_again(call_id):
                 self.world.faults.append(f"{call_id} was made again and nobody had said so")
             return await self._work(call_id)
 
         return once
+
+    def _ask_first(self, session_id: str) -> Any:
+        @function_tool(needs_approval=True)
+        async def ask_first(context: ToolContext[Any]) -> str:
+            """May not run unless somebody approves it, nor twice."""
+            call_id, verdicts = context.tool_call_id, self.world.verdicts
+            self.world.starts[call_id] += 1
+            if not verdicts.allow(session_id, call_id):
+                self.world.faults.append(f"{call_id} was made and nobody had said so")
+            if self.world.starts[call_id] > 1 + verdicts.made_again(call_id):
+                self.world.faults.append(f"{call_id} was made again and nobody had said so")
+            return await self._work(call_id)
+
+        return ask_first
 
     def _again(self) -> Any:
         @idempotent
@@ -264,12 +291,39 @@ class Replica:
         return f"{call_id} done"
 
 
+class ToldRuns(Runs):
+    """Runs of a replica, which keeps each."""
+
+    def __init__(self, database: Database, limits: Limits, replica: Replica) -> None:
+        super().__init__(database, limits, replica.restore)
+        self._replica = replica
+
+    def start(self, request: RunRequest) -> Run:
+        run = super().start(request)
+        self._replica.made.append(run)
+        return run
+
+
+AGENT_FAULT = "The agent has a fault."
+TOLD_FAULTS = (AGENT_FAULT, " failed")
+"""What an error says by which a run fails that was told to."""
+
+CALLS = {
+    "call": ["once"],
+    "calls": ["once", "again"],
+    "ask": ["ask_first"],
+    "asks": ["ask_first", "ask_first"],
+    "ask and call": ["ask_first", "once", "again"],
+}
+"""Answers that call tools: one that may not run twice, one that may, one that needs approval."""
+
+
 class ToldModel(Model):
     """Answers what the test tells it, at the moment that the test chooses.
 
     say             a message
     speak           a message, which waits once more behind its first word
-    call, calls     calls a tool that may not run twice; that, and one that may
+    one of `CALLS`  calls these
     fail            fails as a provider does
     anything else   fails as code does
     """
@@ -286,6 +340,9 @@ class ToldModel(Model):
         world = self._replica.world
         if problem := unpaired(input):
             world.faults.append(f"a model was asked with {problem}")
+        for item in input:
+            if item.get("type") == "function_call_output":
+                world.told[item["call_id"]].add(item["output"])
         last = input[-1]["content"] if "content" in input[-1] else input[-1]["call_id"]
         how = await world.wait("model", self._replica, last)
         if how == "fail":
@@ -299,15 +356,13 @@ class ToldModel(Model):
                     raise openai.OpenAIError("cut off")
 
     def _output(self, how: str) -> list[Any]:
-        number = next(self._replica.world.numbers)
+        numbers = self._replica.world.numbers
         if how in ("say", "speak"):
+            number = next(numbers)
             return [assistant_message(f"answer {number}", item_id=f"msg_{number}")]
-        if how not in ("call", "calls"):
-            raise RuntimeError("The agent has a fault.")
-        calls = [function_call("once", {}, call_id=f"once_{number}")]
-        if how == "calls":
-            calls.append(function_call("again", {}, call_id=f"again_{number}"))
-        return calls
+        if how not in CALLS:
+            raise RuntimeError(AGENT_FAULT)
+        return [function_call(name, {}, call_id=f"{name}_{next(numbers)}") for name in CALLS[how]]
 
 
 def unpaired(items: list[Any]) -> str:
@@ -353,21 +408,32 @@ class Peek:
                 texts = [sql.replace("threadkeep.", "") for sql in statements]
                 return [[dict(row) for row in raw.execute(sql)] for sql in texts]
         async with self._lock:
-            if self._connection is None:
-                assert isinstance(self._backend, Postgres)
-                self._connection = await asyncpg.connect(self._backend.url)
-            async with self._connection.transaction(isolation="repeatable_read"):
-                found = [await self._connection.fetch(sql) for sql in statements]
+            connection = await self._connected()
+            async with connection.transaction(isolation="repeatable_read"):
+                found = [await connection.fetch(sql) for sql in statements]
         return [[dict(row) for row in rows] for rows in found]
+
+    async def change(self, sql: str) -> list[dict[str, Any]]:
+        """Changes what others may be changing at the same time; gives the rows of the statement."""
+        if isinstance(self._backend, SQLite):
+            return await self.rows(sql)
+        async with self._lock:
+            return [dict(row) for row in await (await self._connected()).fetch(sql)]
 
     async def silence(self, run_ids: list[str]) -> None:
         """Makes runs look as if their process had died long ago."""
         names = ", ".join(f"'{run_id}'" for run_id in ["", *run_ids])
         for table, column in (("sessions", "run_alive_at"), ("runs", "alive_at")):
-            await self.rows(
+            await self.change(
                 f"UPDATE threadkeep.{table} SET {column} = {self.long_ago} "
                 f"WHERE run_id IN ({names})"
             )
+
+    async def _connected(self) -> Any:
+        if self._connection is None:
+            assert isinstance(self._backend, Postgres)
+            self._connection = await asyncpg.connect(self._backend.url)
+        return self._connection
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -377,4 +443,6 @@ class Peek:
 def new_replica(world: World, backend: Backend) -> Replica:
     """A replica that has just started."""
     inner = connect(DatabaseSettings.read(backend.variables))
-    return Replica(world, OwnDatabase(inner))
+    replica = Replica(world, OwnDatabase(inner, world.pause))
+    world.replicas.append(replica)
+    return replica

@@ -17,6 +17,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Agents SDK, is shown once, elsewhere. So is what databases there are: one tells of the SDK.
 ELSEWHERE = [
     "test_agent_server.py",
+    "test_api_keys.py",
+    "test_approval_misuse.py",
     "test_approval_webhook.py",
     "test_approvals_command.py",
     "test_bad_input.py",

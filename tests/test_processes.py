@@ -75,9 +75,11 @@ def test_turns_queue_over_processes_in_their_order(
 def test_what_is_deleted_elsewhere_stays_deleted(here: httpx.Client, there: httpx.Client) -> None:
     """The run notices, stops, and writes nothing more; its followers are told."""
     run = ask(here, "count 2000", "s", background=True)
-    until_it_speaks(here, run["id"])
+    events = follow(here, run["id"])
+    while next(events)["type"] != "response.output_text.delta":
+        continue
     assert there.delete("/sessions/s").status_code == 200
-    *_, last = follow(here, run["id"])
+    *_, last = events
     assert last["response"]["status"] in ("failed", "cancelled")
     assert here.get("/sessions/s").status_code == 404
 

@@ -10,24 +10,51 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from tests.backends import Backend, SQLite, new_postgres
-from tests.run_checks import SESSIONS, Checks
-from tests.run_world import WAIT_SECONDS, Peek, Replica, World, new_replica
+from tests.run_approval_checks import call_of
+from tests.run_checks import SESSIONS, Checks, Known
+from tests.run_verdicts import Wish
+from tests.run_world import TOLD_FAULTS, WAIT_SECONDS, Peek, Replica, World, new_replica
 from threadkeep import Session
 from threadkeep.approvals import Verdict, decide
-from threadkeep.errors import ConflictError, NotFoundError
+from threadkeep.errors import (
+    ApprovalDecidedError,
+    ApprovalExpiredError,
+    ConflictError,
+    NotFoundError,
+)
 from threadkeep.history import cache_of
 from threadkeep.run_request import Concurrency
 
 POLICIES = [*get_args(Concurrency), "enqueue"]
-ANSWERS = ["say", "say", "speak", "call", "call", "calls", "fail", "break"]
 OUTCOMES = ["return", "return", "raise"]
+
+
+Doing = Callable[["Machine"], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a machine does.
+
+    Args:
+        likely: How likely it is that each is done.
+        answers: What models answer, one as likely as the other.
+        pauses: How long the ways to and from the database take, in seconds, likewise.
+        calm: How likely it is that all come to rest before the next thing is done.
+    """
+
+    likely: Mapping[Doing, int]
+    answers: Sequence[str]
+    pauses: Sequence[float] = (0,)
+    calm: float = 0.7
 
 
 class Machine:
@@ -36,15 +63,16 @@ class Machine:
     Args:
         seed: Of the chance by which it does.
         backend: The database.
+        plan: What of all that.
     """
 
-    def __init__(self, seed: int, backend: Backend) -> None:
+    def __init__(self, seed: int, backend: Backend, plan: Plan) -> None:
+        self._plan = plan
         self._chance = random.Random(seed)
         self._backend = backend
         self._peek = Peek(backend)
-        self._world = World(self._peek)
+        self._world = World(self._peek, lambda: random.choice(plan.pauses))
         self._replicas = [new_replica(self._world, backend) for _ in range(2)]
-        self._all = list(self._replicas)
         self._checks = Checks(self._peek, self._world)
         self._tasks: list[asyncio.Task[None]] = []
         self._texts: dict[str, str] = {}
@@ -52,29 +80,17 @@ class Machine:
 
     async def run(self, steps: int) -> None:
         """Does so many things, then lets all go."""
-        likely: dict[Callable[[], Awaitable[object]], int] = {
-            self._start: 20,
-            self._answer: 24,
-            self._end_tool: 12,
-            self._cancel: 6,
-            self._take_over: 6,
-            self._kill: 5,
-            self._hand_over: 2,
-            self._freeze: 5,
-            self._thaw: 3,
-            self._decide: 8,
-            self._append: 4,
-            self._pop: 2,
-            self._delete: 2,
-        }
+        doings, weights = list(self._plan.likely), list(self._plan.likely.values())
         try:
             async with asyncio.timeout(steps + 5 * WAIT_SECONDS):
                 await self._replicas[0].database.open()
                 await self._checks.clear()
-                for _ in range(steps):
+                while len(self.story) < steps:
                     told = len(self.story)
-                    await self._chance.choices(list(likely), list(likely.values()))[0]()
-                    if len(self.story) > told and self._chance.random() < 0.7:
+                    await self._chance.choices(doings, weights)[0](self)
+                    if len(self.story) == told:
+                        await asyncio.sleep(0.003)  # nothing was there to do it with
+                    elif self._chance.random() < self._plan.calm:
                         await self._settle()
                 await self._end()
         finally:
@@ -83,10 +99,14 @@ class Machine:
     async def _settle(self) -> None:
         """Lets everybody go on as far as they come, and looks."""
         for _ in range(12):
-            before = sum(replica.database.calls for replica in self._all)
+            before = sum(replica.database.calls for replica in self._world.replicas)
             await asyncio.sleep(0.015)
-            busy = any(replica.database.busy for replica in self._all if replica.is_at_work)
-            if not busy and before == sum(replica.database.calls for replica in self._all):
+            busy = any(
+                replica.database.busy for replica in self._world.replicas if replica.is_at_work
+            )
+            if not busy and before == sum(
+                replica.database.calls for replica in self._world.replicas
+            ):
                 break
         await self._checks.look()
 
@@ -95,10 +115,10 @@ class Machine:
         return self._chance.choice([each for each in self._replicas if each.is_at_work])
 
     def _tell(self, what: str, replica: Replica | None = None) -> None:
-        where = f"at {self._all.index(replica)}: " if replica else ""
+        where = f"at {self._world.replicas.index(replica)}: " if replica else ""
         self.story.append(where + what)
 
-    async def _start(self) -> None:
+    async def start(self) -> None:
         await self._settle()
         replica, name = self._any(), self._chance.choice(sorted(SESSIONS))
         policy: Any = self._chance.choice(POLICIES)
@@ -115,10 +135,10 @@ class Machine:
         """Does what may have to wait for other things to happen."""
         self._tasks.append(asyncio.create_task(self._checks.unless_lost(replica, work)))
 
-    async def _answer(self) -> None:
-        self._let_go("model", self._chance.choice(ANSWERS))
+    async def answer(self) -> None:
+        self._let_go("model", self._chance.choice(self._plan.answers))
 
-    async def _end_tool(self) -> None:
+    async def end_tool(self) -> None:
         self._let_go("tool", self._chance.choice(OUTCOMES))
 
     def _let_go(self, kind: str, how: str) -> None:
@@ -128,11 +148,15 @@ class Machine:
             self._tell(f"the {kind} of {step.of}: {how}", step.replica)
             step.let_go(how)
 
-    async def _cancel(self) -> None:
-        replica, unfinished = self._any(), self._checks.unfinished()
-        if not unfinished:
-            return
-        known = self._chance.choice(unfinished)
+    async def cancel(self) -> None:
+        """Also of what waits for somebody to decide."""
+        replica, known = self._any(), self._checks.unfinished()
+        waiting = {row["run_id"] for row in await self._approvals() if row["status"] == "pending"}
+        known += [self._checks.run(run_id) for run_id in sorted(waiting)]
+        if known:
+            self._cancel(replica, self._chance.choice(known))
+
+    def _cancel(self, replica: Replica, known: Known) -> None:
         self._tell(f"cancel {known.run_id}", replica)
         self._checks.cancelled(known)
 
@@ -142,10 +166,12 @@ class Machine:
             except NotFoundError:
                 return  # it was deleted, or never stored
             assert response["status"] not in ("queued", "in_progress"), "cancelled, and goes on"
+            open_ones = await self._approvals(f"run_id = '{known.run_id}' AND status = 'pending'")
+            assert not open_ones, "cancelled, and waits for somebody to decide"
 
         self._later(replica, cancel())
 
-    async def _kill(self) -> None:
+    async def kill(self) -> None:
         replica = self._chance.choice(self._replicas)
         if replica is self._any() and not self._others_work(replica):
             return
@@ -158,7 +184,7 @@ class Machine:
     def _others_work(self, replica: Replica) -> bool:
         return any(each.is_at_work for each in self._replicas if each is not replica)
 
-    async def _hand_over(self) -> None:
+    async def hand_over(self) -> None:
         replica = self._any()
         self._tell("hand over", replica)
         async with asyncio.timeout(WAIT_SECONDS):
@@ -169,14 +195,13 @@ class Machine:
     def _replace(self, replica: Replica) -> None:
         new = new_replica(self._world, self._backend)
         self._replicas[self._replicas.index(replica)] = new
-        self._all.append(new)
 
-    async def _take_over(self) -> None:
+    async def take_over(self) -> None:
         replica = self._any()
         self._tell("take over", replica)
         await self._checks.take_over(replica)
 
-    async def _freeze(self) -> None:
+    async def freeze(self) -> None:
         replica = self._any()
         if not self._others_work(replica):
             return
@@ -188,35 +213,99 @@ class Machine:
         await self._peek.silence([run.run_id for run in replica.made if not run.finished])
         await self._checks.take_over(self._any())
 
-    async def _thaw(self) -> None:
+    async def thaw(self) -> None:
         for replica in self._replicas:
             if not replica.database.running.is_set():
                 self._tell("thaw", replica)
                 replica.database.running.set()
 
-    async def _decide(self) -> None:
-        pending = await self._peek.rows(
-            "SELECT approval_id, owner, key FROM threadkeep.approvals "
-            "WHERE status = 'pending' ORDER BY approval_id"
-        )
-        if not pending:
+    async def _approvals(self, where: str = "true") -> list[dict[str, Any]]:
+        sql = f"SELECT * FROM threadkeep.approvals_now WHERE {where} ORDER BY approval_id"
+        return await self._peek.rows(sql)
+
+    async def decide(self) -> None:
+        """About one call, or all of an answer; now and then twice, too late, or as a stranger."""
+        rows = await self._approvals()
+        waiting = [row for row in rows if row["status"] == "pending"]
+        if waiting and self._chance.random() < 0.9:
+            rows = waiting
+        if rows:
+            chosen = self._chance.choice(rows)
+            group = [row for row in rows if row["run_id"] == chosen["run_id"]]
+            self._decide(group if self._chance.random() < 0.5 else [chosen], rows)
+
+    def _decide(self, chosen: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+        replica, how = self._any(), self._chance.random()
+        row, always = chosen[0], chosen[0]["kind"] == "needs_approval" and how < 0.1
+        wishes = [self._wish(each, always) for each in chosen]
+        told = ", ".join(f"{wish.call_id} {wish.status}" for wish in wishes)
+        self._tell(f"decide {told}{', always' if always else ''}", replica)
+        if 0.1 <= how < 0.2:
+            self.story[-1] += ", as somebody else"
+            other = "bob" if row["owner"] == "ann" else "ann"
+            self._later(replica, self._decide_as_a_stranger(replica, other, wishes))
             return
-        replica, chosen = self._any(), self._chance.choice(pending)
-        approve = self._chance.random() < 0.5
-        self._tell(f"decide {chosen['key']}: {approve}", replica)
-        self._world.approved[chosen["key"].rpartition(":")[2]] += approve
+        self._later(replica, self._deciding(replica, row, wishes, rows if always else []))
+        if how > 0.85:
+            other_replica = self._any()
+            self._tell("and once more", other_replica)
+            again = self._deciding(other_replica, row, wishes, rows if always else [])
+            self._later(other_replica, again)
 
-        async def deciding() -> None:
-            verdict = Verdict(chosen["approval_id"], approve)
-            try:
-                went_on = await decide(replica.database, replica.runs, chosen["owner"], verdict)
-            except (ConflictError, NotFoundError):
-                return
-            self._checks.went_on(went_on, replica)
+    def _wish(self, row: dict[str, Any], always: bool) -> Wish:
+        approve = always or self._chance.random() < 0.6
+        reason = self._chance.choice([None, f"reason {next(self._world.numbers)}"])
+        return Wish(row["approval_id"], call_of(row)["call_id"], row["kind"], approve, reason)
 
-        self._later(replica, deciding())
+    async def _decide_as_a_stranger(
+        self, replica: Replica, owner: str, wishes: Sequence[Wish]
+    ) -> None:
+        with pytest.raises(NotFoundError):
+            await decide(replica.database, replica.runs, owner, *verdicts(wishes))
 
-    async def _append(self) -> None:
+    async def _deciding(
+        self,
+        replica: Replica,
+        row: dict[str, Any],
+        wishes: Sequence[Wish],
+        always_with: Sequence[dict[str, Any]],
+    ) -> None:
+        """Decides; with `always_with`, these calls of the same run need no approval either."""
+        known = {wish.approval_id for wish in wishes}
+        others = [
+            replace(wishes[0], approval_id=other["approval_id"], call_id=call_of(other)["call_id"])
+            for other in always_with
+            if other["run_id"] == row["run_id"] and other["approval_id"] not in known
+        ]
+        wanted = [*wishes, *(replace(other, reason=None) for other in others)]
+        self._world.verdicts.want(wanted, row["session_id"] if always_with else "")
+        where, always = (replica.database, replica.runs, row["owner"]), bool(always_with)
+        try:
+            await decide(*where, *verdicts(wishes), always=always)
+        except (ApprovalDecidedError, ApprovalExpiredError, NotFoundError):
+            self._world.verdicts.take_back(wanted)
+        except ConflictError:
+            return  # the session has gone on: before it was decided, or just then
+        else:
+            self._world.verdicts.made(sorted(known))
+
+    async def expire(self) -> None:
+        """Nobody has decided in time about the calls of a run."""
+        waiting = [row for row in await self._approvals() if row["status"] == "pending"]
+        if not waiting:
+            return
+        run_id = self._chance.choice(waiting)["run_id"]
+        self._tell(f"expire what {run_id} waits for")
+        for row in waiting:
+            if row["run_id"] == run_id:
+                gone = await self._peek.change(
+                    f"UPDATE threadkeep.approvals SET expires_at = {self._peek.long_ago} WHERE "
+                    f"approval_id = '{row['approval_id']}' AND status = 'pending' "
+                    "RETURNING approval_id"
+                )
+                self._checks.approvals.expired(each["approval_id"] for each in gone)
+
+    async def append(self) -> None:
         await self._settle()
         replica, name = self._any(), self._chance.choice(sorted(SESSIONS))
         note = f"note {next(self._world.numbers)}"
@@ -225,7 +314,7 @@ class Machine:
         await session.add_items([{"role": "user", "content": note}])
         self._checks.appended(name, note)
 
-    async def _pop(self) -> None:
+    async def pop(self) -> None:
         """Takes back the end of a turn that is over, where that is no call's."""
         await self._settle()
         replica, name = self._any(), self._chance.choice(sorted(SESSIONS))
@@ -235,7 +324,17 @@ class Machine:
             self._tell(f"pop from {name}", replica)
             self._checks.popped(name, await session.pop_item())
 
-    async def _delete(self) -> None:
+    async def clear(self) -> None:
+        """Takes back all of a session that nobody works on."""
+        await self._settle()
+        replica, name = self._any(), self._chance.choice(sorted(SESSIONS))
+        if await self._checks.is_idle(name):
+            self._tell(f"clear {name}", replica)
+            session = Session(name, database=replica.database, owner=SESSIONS[name])
+            await session.clear_session()
+            self._checks.cleared(name)
+
+    async def delete(self) -> None:
         """Does as the server does."""
         await self._settle()
         replica, name = self._any(), self._chance.choice(sorted(SESSIONS))
@@ -255,25 +354,77 @@ class Machine:
 
     async def _end(self) -> None:
         """Lets all go; then nobody may wait any more."""
-        await self._thaw()
+        await self.thaw()
         for _ in range(200):
             for step in list(self._world.steps):
                 step.let_go("say" if step.kind == "model" else "return")
+            await self._peek.change(
+                f"UPDATE threadkeep.approvals SET decided_at = {self._peek.long_ago} "
+                "WHERE decided_at IS NOT NULL"
+            )
             await self._checks.take_over(self._replicas[0])
+            for row in await self._approvals("status = 'pending'"):
+                wish = replace(self._wish(row, always=False), approve=True)
+                await self._deciding(self._replicas[0], row, [wish], [])
             await asyncio.sleep(0.02)
             await self._checks.look()
-            if not self._checks.unfinished() and all(task.done() for task in self._tasks):
+            if self._checks.is_done and all(task.done() for task in self._tasks):
                 break
-        await self._checks.end(self._all, self._tasks)
+        await self._checks.end(self._tasks)
 
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for replica in self._all:
+        for replica in self._world.replicas:
             await replica.kill()
             await replica.database.inner.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._peek.close()
+
+
+def verdicts(wishes: Sequence[Wish]) -> list[Verdict]:
+    """What is wanted, as it is asked for."""
+    return [Verdict(wish.approval_id, wish.approve, wish.reason) for wish in wishes]
+
+
+ANYTHING: dict[Doing, int] = {
+    Machine.start: 20,
+    Machine.answer: 24,
+    Machine.end_tool: 12,
+    Machine.cancel: 6,
+    Machine.take_over: 6,
+    Machine.kill: 5,
+    Machine.hand_over: 2,
+    Machine.freeze: 5,
+    Machine.thaw: 3,
+    Machine.decide: 10,
+    Machine.expire: 1,
+    Machine.append: 4,
+    Machine.pop: 2,
+    Machine.clear: 1,
+    Machine.delete: 2,
+}
+SAYINGS = ["say", "say", "speak", "call", "call", "calls", "ask", "ask and call", "fail", "break"]
+
+APPROVALS: dict[Doing, int] = {
+    Machine.start: 12,
+    Machine.answer: 60,
+    Machine.end_tool: 40,
+    Machine.decide: 60,
+    Machine.kill: 6,
+    Machine.freeze: 3,
+    Machine.thaw: 3,
+    Machine.take_over: 8,
+    Machine.cancel: 3,
+    Machine.expire: 3,
+    Machine.hand_over: 1,
+    Machine.append: 1,
+    Machine.clear: 1,
+    Machine.delete: 1,
+}
+QUESTIONS = ["ask", "ask", "ask", "ask", "asks", "asks", "ask and call", "ask and call"]
+QUESTIONS += ["call", "say", "say", "fail"]
+PAUSES = [0, 0, 0, 0, 0, 0, 0, 0, 0.002, 0.015]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -293,12 +444,44 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"threadkeep.{module}.LOOK_SECONDS", 0.1)
 
 
-@pytest.mark.usefixtures("quick")
-async def test_whatever_happens_the_promises_are_kept(place: Backend, prove: bool) -> None:
-    """The seeds are always the same, but what goes on at the same time is not."""
-    for seed in range(1000 if prove else 4):
-        machine = Machine(seed, place)
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """Errors by which runs failed, and which are neither the model's nor what the test told."""
+    found: list[BaseException] = []
+
+    def log_fault(where: str, error: BaseException) -> None:
+        if not any(told in str(error) for told in TOLD_FAULTS):
+            found.append(error)
+
+    monkeypatch.setattr("threadkeep.run.log_fault", log_fault)
+    return found
+
+
+async def machines(seeds: int, faults: list[BaseException], make: Callable[[int], Machine]) -> None:
+    """Lets machines of the first seeds run."""
+    for seed in range(seeds):
+        machine = make(seed)
         try:
             await machine.run(steps=40)
+            assert not faults, repr(faults)
         except (AssertionError, TimeoutError) as error:
             raise AssertionError(f"seed {seed}: {error}\n" + "\n".join(machine.story)) from error
+
+
+@pytest.mark.usefixtures("quick")
+async def test_whatever_happens_the_promises_are_kept(
+    place: Backend, prove: bool, faults: list[BaseException]
+) -> None:
+    """The seeds are always the same, but what goes on at the same time is not."""
+    seeds = 300 if prove else 4
+    await machines(seeds, faults, lambda seed: Machine(seed, place, Plan(ANYTHING, SAYINGS)))
+
+
+@pytest.mark.usefixtures("quick")
+async def test_approvals_are_kept_by_any_interleaving(
+    place: Backend, prove: bool, faults: list[BaseException]
+) -> None:
+    """Of decisions, kills, cancelling, new messages and expiry: what was approved is made once."""
+    seeds = 500 if prove else 3
+    plan = Plan(APPROVALS, QUESTIONS, PAUSES, calm=0.4)
+    await machines(seeds, faults, lambda seed: Machine(seed, place, plan))

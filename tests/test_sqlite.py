@@ -247,7 +247,9 @@ async def test_a_run_and_its_session_are_claimed_together(tmp_path: Path) -> Non
         claims = 0
         for _ in range(100):
             raw.execute("UPDATE runs SET alive_at = 950")
-            rows = await database.call("claim_lost_run", stale_after=100, own=[])
+            rows = await database.call(
+                "claim_lost_run", stale_after=100, checkpoint_version=0, own=[]
+            )
             if rows:
                 claims += 1
                 attempt = raw.execute("SELECT run_attempt FROM sessions").fetchone()[0]

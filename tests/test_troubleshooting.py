@@ -363,7 +363,7 @@ async def test_a_schema_that_is_not_up_to_date(seen: Lakebase) -> None:
     for _ in range(2):
         found = await findings(with_turn=False)
         assert found["schema"].outcome == "ok"
-        assert "(0001_initial); start-app does that" in found["schema"].message
+        assert "(0001_initial, 0002_approvals); start-app does that" in found["schema"].message
 
 
 async def test_a_model_that_fails(seen: Lakebase) -> None:

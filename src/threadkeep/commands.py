@@ -226,6 +226,29 @@ _OWNER = click.option(
 )
 
 
+@main.group(short_help="Make keys for programs.")
+def keys() -> None:
+    """Make keys for programs that talk to a server (THREADKEEP_API_KEYS)."""
+
+
+@keys.command("new", short_help="Make one.")
+@click.argument("owner")
+@_command
+async def new_api_key(owner: str) -> int:
+    """Make a key whose requests are OWNER's; with an OWNER of '*', of whoever they name.
+
+    It is shown once. The setting holds its hash alone.
+    """
+    from threadkeep.api_keys import ANY, new_key
+
+    if owner != ANY:
+        check_id(owner, "OWNER")
+    key, entry = new_key(owner)
+    click.echo(f"Key, for the program: {key}")
+    click.echo(f"Add to THREADKEEP_API_KEYS, behind a comma: {entry}")
+    return 0
+
+
 @main.group(short_help="Decide about tool calls that wait for it.")
 def approvals() -> None:
     """Look at tool calls that wait for a person, and decide about them."""

@@ -79,6 +79,8 @@ class Entry:
         self.admitted: Admitted | None = None
         self._run = run
         self._request = request
+        # Whoever decides about a call has sent no message: that pushes nobody.
+        self._how = "enqueue" if request.goes_on_from else request.concurrency
         self._entrant = entrant
         self._taken_over = taken_over
         self._database = database
@@ -147,7 +149,7 @@ class Entry:
 
     async def _wait_in_line(self) -> None:
         """Waits for the runs of this process that came before."""
-        how, moved = self._request.concurrency, self._line.moved
+        how, moved = self._how, self._line.moved
         while self._line.before(self._place):
             if how == "reject":
                 raise SessionBusyError
@@ -176,7 +178,7 @@ class Entry:
     async def _on_busy(self, holder: str | None) -> None:
         """Another process has the session, or a run there came before."""
         self._stop_if_asked()
-        how = self._request.concurrency
+        how = self._how
         if how == "reject":
             raise SessionBusyError
         with self._under_way(False):

@@ -239,13 +239,15 @@ class Runs:
         run = self._own(run_id, owner)
         if run is not None:
             await run.stop()
-            if not run.left:
+            waits = run.status == "incomplete" and run.request.store
+            if not run.left and not waits:
                 return run.response()
-        await self._database.call("close_approvals", run_id=run_id, owner=owner)
         while True:
             if await self._database.call("request_stop", run_id=run_id, owner=owner, how="cancel"):
                 async for _ in follow_stored(self._database, run_id, owner, -1):
                     continue
+            # It may have begun to wait for somebody just as it was to stop.
+            await self._database.call("close_approvals", run_id=run_id, owner=owner)
             response = await stored_response(self._database, run_id, owner)
             if response["status"] not in UNFINISHED:  # else it was stored just now
                 return response

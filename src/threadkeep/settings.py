@@ -112,6 +112,7 @@ class Settings(DatabaseSettings):
     approval_webhook_url: str | None = Field(None, alias="APPROVAL_WEBHOOK_URL", repr=False)
     approval_webhook_secret: str | None = Field(None, alias="APPROVAL_WEBHOOK_SECRET", repr=False)
     trust_proxy_headers: bool = Field(False, alias="THREADKEEP_TRUST_PROXY_HEADERS")
+    api_keys: str | None = Field(None, alias="THREADKEEP_API_KEYS", repr=False)
 
     @property
     def listen_host(self) -> str:
@@ -122,6 +123,11 @@ class Settings(DatabaseSettings):
     def listen_port(self) -> int:
         """The port to listen on; 0 takes any that is free."""
         return self.port if self.databricks_app_port is None else self.databricks_app_port
+
+    @property
+    def knows_users(self) -> bool:
+        """Whether something says who asks, so that others than its one user may be served."""
+        return self.behind_proxy or bool(self.api_keys)
 
     @property
     def behind_proxy(self) -> bool:

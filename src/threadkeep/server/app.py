@@ -11,6 +11,7 @@ from typing import Any
 from agents import Agent
 from fastapi import FastAPI
 
+from threadkeep.api_keys import ApiKeys
 from threadkeep.approval_webhook import Webhook, keep_telling
 from threadkeep.connect import connect
 from threadkeep.migrate import RELEASE
@@ -77,6 +78,7 @@ def create_app(
         settings.session_queue_limit,
         approval_expiry_ms=int(settings.approval_expiry_days * 24 * 3600 * 1000),
     )
+    app.state.api_keys = ApiKeys.parse(settings.api_keys) if settings.api_keys else None
     app.state.models = models
     app.state.webhook = Webhook.of(settings)
     app.state.run_requests = RunRequests(
@@ -94,7 +96,7 @@ def create_app(
     if page:
         app.include_router(pages.router)
     add_error_handlers(app)
-    app.add_middleware(Guard, names=None if settings.behind_proxy else {settings.listen_host})
+    app.add_middleware(Guard, names=None if settings.knows_users else {settings.listen_host})
     return app
 
 

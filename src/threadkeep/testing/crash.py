@@ -259,9 +259,12 @@ def measure(place: Place, scenario: str, name: str) -> tuple[Measure, Report]:
 
 
 def every_kill(scenario: str, points: Sequence[str], seed: int) -> Iterator[Case]:
-    """A case for each point of a scenario; every third session has items before."""
-    for point in range(len(points)):
-        fates = (Fate(point=point),)
+    """A case for each point of a scenario; every third session has items before.
+
+    By name: how often something is written in between is not the same each time.
+    """
+    for point, name in enumerate(points):
+        fates = (Fate(point=points[:point].count(name), only=name),)
         yield Case(f"every-{scenario}-{point}", scenario, fates, point % 3 == 0, seed + point)
 
 

@@ -65,12 +65,14 @@ class Fate:
         point: The number of the point at which it stops.
         seconds: After how long it is killed.
         behind: The name of the point behind which they are counted; '' for all.
+        only: The name of those that count; '' for all.
         freeze: Whether it only freezes at the point, and goes on later.
     """
 
     point: int | None = None
     seconds: float | None = None
     behind: str = ""
+    only: str = ""
     freeze: bool = False
 
 
@@ -303,7 +305,8 @@ async def serving(place: Place, world: World, points: Points, tell: Tell) -> Asy
 async def live(place: Place, case: Case, number: int, known: Known, tell: Tell) -> None:
     """The life of one process of a case: to the end of the turn, unless it is killed before."""
     fate = case.fates[number] if number < len(case.fates) else Fate()
-    points, marks = Points(tell, fate.point, fate.behind, fate.freeze), place.marks(case, number)
+    points = Points(tell, fate.point, fate.behind, fate.only, fate.freeze)
+    marks = place.marks(case, number)
     started = time.monotonic()
     try:
         async with asyncio.timeout(_GIVE_UP_SECONDS):

@@ -120,6 +120,7 @@ class Points:
         tell: Told the name of the point, before.
         stop_at: The number of the point; None: none.
         behind: The name of the point behind which they are counted; '' for all.
+        only: The name of those that count; '' for all.
         freeze: Whether it only freezes there, until it is told to go on. It does so at a statement,
             and only those count: elsewhere it may hold a lock on a file, as no dead process does.
     """
@@ -129,11 +130,13 @@ class Points:
         tell: Callable[[dict[str, Any]], None],
         stop_at: int | None = None,
         behind: str = "",
+        only: str = "",
         freeze: bool = False,
     ) -> None:
         self.passed: list[str] = []
         self._left = stop_at
         self._behind = behind
+        self._only = only
         self._freeze = freeze
         self._tell = tell
 
@@ -144,6 +147,8 @@ class Points:
             self._behind = "" if name == self._behind else self._behind
             return
         if self._left is None or (self._freeze and not is_statement(name)):
+            return
+        if self._only not in ("", name):
             return
         self._left -= 1
         if self._left >= 0:

@@ -70,7 +70,7 @@ SELECT checkpoint FROM threadkeep.runs WHERE run_id = :run_id AND checkpoint IS 
 
 -- name: list_decided_runs
 -- Runs that wait for nobody any more and were not gone on with for `stale_after` ms, but for those that only
--- newer releases can go on with.
+-- newer releases can go on with. Each is gone on with once (runs.continuation_key), whatever became of that.
 SELECT r.run_id, r.session_id, r.owner
 FROM threadkeep.sessions s
 JOIN threadkeep.runs r ON r.run_id = s.open_run_id AND r.status = 'incomplete'
@@ -78,6 +78,8 @@ WHERE s.open_run_id IS NOT NULL AND s.run_id IS NULL
   AND s.open_epoch = s.epoch AND s.open_seq = s.seq
   AND r.checkpoint_version <= :checkpoint_version::bigint
   AND EXISTS (SELECT 1 FROM threadkeep.approvals a WHERE a.run_id = r.run_id)
+  AND NOT EXISTS (
+    SELECT 1 FROM threadkeep.runs c WHERE c.owner = r.owner AND c.idempotency_key = chr(1) || r.run_id)
   AND NOT EXISTS (
     SELECT 1 FROM threadkeep.approvals a
     WHERE a.run_id = r.run_id AND (

@@ -55,7 +55,7 @@ SELECT checkpoint FROM runs WHERE run_id = :run_id AND checkpoint IS NOT NULL;
 
 -- name: list_decided_runs
 -- Runs that wait for nobody any more and were not gone on with for `stale_after` ms, but for those that only
--- newer releases can go on with.
+-- newer releases can go on with. Each is gone on with once (runs.continuation_key), whatever became of that.
 SELECT r.run_id, r.session_id, r.owner
 FROM sessions s
 JOIN runs r ON r.run_id = s.open_run_id AND r.status = 'incomplete'
@@ -63,6 +63,8 @@ WHERE s.open_run_id IS NOT NULL AND s.run_id IS NULL
   AND s.open_epoch = s.epoch AND s.open_seq = s.seq
   AND r.checkpoint_version <= :checkpoint_version
   AND EXISTS (SELECT 1 FROM approvals a WHERE a.run_id = r.run_id)
+  AND NOT EXISTS (
+    SELECT 1 FROM runs c WHERE c.owner = r.owner AND c.idempotency_key = char(1) || r.run_id)
   AND NOT EXISTS (
     SELECT 1 FROM approvals a
     WHERE a.run_id = r.run_id AND (
@@ -72,8 +74,8 @@ LIMIT :limit;
 -- name: close_approvals
 -- Cancels a run that waits for somebody to decide: nobody can any more. No row: it does not wait.
 UPDATE sessions SET open_run_id = NULL
-WHERE owner = :owner AND open_run_id = :run_id
-  AND EXISTS (SELECT 1 FROM approvals_now a WHERE a.run_id = :run_id AND a.status = 'pending');
+WHERE owner = :owner AND open_run_id = :run_id AND open_epoch = epoch AND open_seq = seq
+  AND EXISTS (SELECT 1 FROM approvals a WHERE a.run_id = :run_id AND a.status = 'pending');
 UPDATE runs SET status = 'cancelled' WHERE changes() = 1 AND run_id = :run_id
 RETURNING run_id;
 
