@@ -145,6 +145,9 @@ class OwnDatabase:
     async def pending(self) -> list[str]:
         return await self.inner.pending()
 
+    async def scrub(self) -> bool:
+        return await self.inner.scrub()
+
     async def close(self) -> None:
         await self.inner.close()
 

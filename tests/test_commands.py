@@ -175,7 +175,11 @@ async def test_migrate_without_rights(tmp_path: Path, postgres: str) -> None:
     place.execute(f'CREATE ROLE "{role}" LOGIN')
     folder = Folder(tmp_path / "folder", DATABASE_URL=url_of(place, role))
     look, make = folder.run_each("migrate --check", "migrate")
-    assert look == (1, "Missing: 0001_initial\nMissing: 0002_approvals\n", "")
+    assert look == (
+        1,
+        "Missing: 0001_initial\nMissing: 0002_approvals\nMissing: 0003_retention\n",
+        "",
+    )
     assert make[:2] == (2, "")
     assert f'GRANT CREATE ON DATABASE "{place.name}" TO "{role}"' in make[2]
     await made(place)

@@ -6,79 +6,33 @@ Exit codes: 0 it is done, or well; 1 a check failed; 2 it could not be done, and
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import os
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from datetime import datetime
-from functools import wraps
-from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import click
 
+from threadkeep.command_frame import command as _command
+from threadkeep.command_frame import printable
+from threadkeep.command_frame import up_to_date as _up_to_date
 from threadkeep.connect import connect, connect_postgres
-from threadkeep.database import Database
 from threadkeep.errors import (
     DatabasePermissionError,
-    DatabaseUnavailableError,
     InvalidInputError,
     NotFoundError,
-    ThreadkeepError,
 )
 from threadkeep.history import check_id
 from threadkeep.migrate import RELEASE
+from threadkeep.owner_commands import owners
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import grants
-from threadkeep.settings import DatabaseSettings, load_env
-
-P = ParamSpec("P")
+from threadkeep.settings import DatabaseSettings
 
 _SHOWN = 10
 """Of sessions that differ, so many are named."""
-
-_INTERRUPTED = 130
-
-
-def _command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
-    """Runs it, with `.env` read; ends with its exit code, or with one line on what failed."""
-
-    @wraps(work)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        _set_up_logs()
-        try:
-            load_env(Path.cwd())
-            code = asyncio.run(work(*args, **kwargs))
-        except ThreadkeepError as error:
-            click.echo(f"threadkeep: {error}", err=True)
-            code = 2
-        except KeyboardInterrupt:
-            code = _INTERRUPTED
-        except BrokenPipeError:  # whoever read has gone; click knows how to end then
-            raise
-        except Exception as error:  # noqa: BLE001 - its words may hold secrets
-            from threadkeep.failures import log_fault
-
-            log_fault("threadkeep", error)
-            click.echo("threadkeep: a fault in Threadkeep itself. Please report it.", err=True)
-            code = 2
-        sys.exit(code)
-
-    return run
-
-
-def _set_up_logs() -> None:
-    """Where a fault of the code is; others' logs may tell hosts and contents, and tell nothing."""
-    logging.getLogger().addHandler(logging.NullHandler())
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.ERROR)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    logging.getLogger("threadkeep").addHandler(handler)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,6 +62,8 @@ async def migrate(check: bool) -> int:
         click.echo(f"Up to date: {database.description}")
     return 1 if check and missing else 0
 
+
+main.add_command(owners)
 
 _DOCTOR = "Check all that an app needs; say what to do."
 
@@ -265,24 +221,6 @@ async def examine_sessions(session_id: str | None, repair: bool) -> int:
     return 1 if counts["broken"] else 0
 
 
-@asynccontextmanager
-async def _up_to_date() -> AsyncIterator[Database]:
-    """The database, which is not made and not changed for this.
-
-    Raises:
-        DatabaseUnavailableError: It lacks migrations.
-    """
-    database = connect()
-    try:
-        if await database.pending():
-            raise DatabaseUnavailableError(
-                "The database is not up to date. Run first: threadkeep migrate"
-            )
-        yield database
-    finally:
-        await database.close()
-
-
 _OWNER = click.option(
     "--owner", default="", help="Whose; by default nobody's, as on a laptop without a proxy."
 )
@@ -346,16 +284,14 @@ async def show_approvals(owner: str, status: str, as_json: bool) -> int:
 
 
 def _in_a_line(approval: dict[str, Any]) -> str:
-    """What a model wrote must not get at the terminal: only what can be printed is."""
     expires = datetime.fromtimestamp(approval["expires_at"]).astimezone()
     call = f"{approval['name']}({approval['arguments']})"
     if approval["kind"] == "in_doubt":
         call += ", which may have happened"
-    line = (
+    return printable(
         f"{approval['id']}  {approval['status']}  {call}  session {approval['session_id']}"
         f"  until {expires:%Y-%m-%d %H:%M}"
     )
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 _REASON = click.option("--reason", help="Why; the model is told when the call is not made.")

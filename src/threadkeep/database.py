@@ -99,6 +99,20 @@ class Database(Protocol):
         """
         ...
 
+    async def scrub(self) -> bool:
+        """Overwrites what deleted rows have left behind, in files that nobody else looks after.
+
+        SQLite: the file is made anew from what is there, and the log emptied; meanwhile nobody
+        can write. Postgres looks after its own files.
+
+        Returns:
+            False when something may be left, since another process reads or writes just then.
+
+        Raises:
+            DatabaseError: It could not be done.
+        """
+        ...
+
     async def close(self) -> None:
         """Finishes what is under way and gives up its resources. Calling it twice is harmless."""
         ...

@@ -191,6 +191,9 @@ class PostgresDatabase:
         """
         await self._attempt(lambda c: c.execute(sql))
 
+    async def scrub(self) -> bool:
+        return True
+
     async def close(self) -> None:
         self._closed = True
         here = self._pools.pop(asyncio.get_running_loop(), None)

@@ -105,6 +105,9 @@ class Settings(DatabaseSettings):
     )
     session_queue_limit: int = Field(100, alias="SESSION_QUEUE_LIMIT", ge=1)
     run_retention_days: float = Field(7, alias="RUN_RETENTION_DAYS", gt=0)
+    session_retention_days: float | None = Field(
+        None, alias="SESSION_RETENTION_DAYS", gt=0, le=36500
+    )
     approval_expiry_days: float = Field(7, alias="APPROVAL_EXPIRY_DAYS", gt=0, le=3650)
     approval_webhook_url: str | None = Field(None, alias="APPROVAL_WEBHOOK_URL", repr=False)
     approval_webhook_secret: str | None = Field(None, alias="APPROVAL_WEBHOOK_SECRET", repr=False)

@@ -35,6 +35,9 @@ from threadkeep.migrate import RELEASE, Migration, load_migrations, pending
 BUSY_SECONDS = 10.0
 """How long another process may hold the file before a call gives up."""
 
+SCRUB_SECONDS = 10.0
+"""How long others may read or write until it is given up to overwrite what was deleted."""
+
 LOOK_SECONDS = 0.1
 """How often whoever waits for a signal looks whether something was committed."""
 
@@ -136,6 +139,9 @@ class SQLiteDatabase:
 
     async def pending(self) -> list[str]:
         return [m.full_name for m in await asyncio.to_thread(_missing, self._path)]
+
+    async def scrub(self) -> bool:
+        return self._path is None or await asyncio.to_thread(_scrub, self._path)
 
     async def close(self) -> None:
         self._closed = True
@@ -253,6 +259,28 @@ def _open(path: Path | None) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise _translated(error, path) from error
     return connection
+
+
+def _scrub(path: Path) -> bool:
+    """Makes a file anew and empties its log; False when others kept it from that.
+
+    `secure_delete` alone leaves copies: of rows that were moved when a page was split. And the log
+    keeps what was written until it is written over. On a connection of its own, as none of this
+    can be done in a transaction.
+    """
+    try:
+        with closing(
+            sqlite3.connect(path, timeout=SCRUB_SECONDS, isolation_level=None)
+        ) as scrubber:
+            scrubber.execute("PRAGMA secure_delete = ON")
+            scrubber.execute("VACUUM")
+            busy: int = scrubber.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    except sqlite3.Error as error:
+        translated = _translated(error, path)
+        if isinstance(translated, DatabaseBusyError):
+            return False
+        raise translated from error
+    return not busy
 
 
 def _commit_together(connection: sqlite3.Connection, batch: list[_Job]) -> None:

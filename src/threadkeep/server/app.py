@@ -113,7 +113,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened.push_async_callback(runs.aclose)
         app.state.database, app.state.runs = database, runs
         loops = {
-            "retention": keep_forgetting(database, settings.run_retention_days),
+            "retention": keep_forgetting(
+                database, settings.run_retention_days, settings.session_retention_days
+            ),
             "take-over": keep_taking_over(runs, app.state.limits.lost_after_ms / 1000 / _LOOKS),
         }
         if app.state.webhook is not None:

@@ -21,6 +21,9 @@ from threadkeep.titles import text_of
 
 router = APIRouter(tags=["sessions"])
 
+MAX_TIME = 253_402_300_799
+"""The last second of the year 9999."""
+
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
 
 
@@ -59,9 +62,17 @@ class SessionChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    always_approve: list[Tool] = Field(
+    always_approve: list[Tool] | None = Field(
+        None,
         description="The tools that need no approval any more. One is added by a decision alone: "
-        "here they can be left out."
+        "here they can be left out.",
+    )
+    expires_at: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TIME,
+        description="When the session goes, in seconds since 1970; null: as long after its last "
+        "change as SESSION_RETENTION_DAYS says, or never.",
     )
 
 
@@ -69,15 +80,19 @@ class SessionChange(BaseModel):
 async def change_session(
     session_id: str, change: SessionChange, request: Request, owner: Owner
 ) -> dict[str, Any]:
-    """Changes a session: which tools need no approval in it."""
-    rows = await _database(request).call(
-        "keep_approved_tools",
-        session_id=session_id,
-        owner=owner,
-        tools=[tool_id(tool.agent, tool.name) for tool in change.always_approve],
-    )
-    if not rows:
-        raise SessionNotFoundError
+    """Changes a session: which tools need no approval in it, and when it goes."""
+    if change.always_approve is not None:
+        await _database(request).call(
+            "keep_approved_tools",
+            session_id=session_id,
+            owner=owner,
+            tools=[tool_id(tool.agent, tool.name) for tool in change.always_approve],
+        )
+    if "expires_at" in change.model_fields_set:
+        milliseconds = None if change.expires_at is None else change.expires_at * 1000
+        await _database(request).call(
+            "expire_session", session_id=session_id, owner=owner, expires_at=milliseconds
+        )
     return await get_session(session_id, request, owner)
 
 
@@ -163,6 +178,7 @@ def _session(row: Row) -> dict[str, Any]:
         "item_count": row["seq"],
         "created_at": row["created_at"] // 1000,
         "updated_at": row["updated_at"] // 1000,
+        "expires_at": None if row["expires_at"] is None else row["expires_at"] // 1000,
     }
 
 

@@ -194,6 +194,9 @@ class PointedDatabase:
     async def pending(self) -> list[str]:
         return await self._database.pending()
 
+    async def scrub(self) -> bool:
+        return await self._database.scrub()
+
     async def close(self) -> None:
         await self._database.close()
 

@@ -60,9 +60,10 @@ WITH head AS (
   RETURNING epoch, seq),
 fork AS (
   INSERT INTO threadkeep.sessions
-    (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at)
+    (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at,
+     expires_at)
   SELECT :fork_id, s.owner, s.title, :fork_metadata, :fork_epoch, s.seq, s.session_id, s.created_at,
-         s.updated_at
+         s.updated_at, s.expires_at
   FROM threadkeep.sessions s
   WHERE s.session_id = :session_id AND EXISTS (SELECT FROM head)),
 copied AS (

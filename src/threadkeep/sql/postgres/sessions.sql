@@ -136,9 +136,10 @@ WITH head AS (
   RETURNING epoch, seq),
 fork AS (
   INSERT INTO threadkeep.sessions
-    (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at)
+    (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at,
+     expires_at)
   SELECT :fork_id, s.owner, s.title, s.metadata, :fork_epoch, s.seq, s.session_id, s.created_at,
-         s.updated_at
+         s.updated_at, s.expires_at
   FROM threadkeep.sessions s
   WHERE s.session_id = :session_id AND EXISTS (SELECT FROM head)),
 copied AS (
@@ -161,7 +162,8 @@ WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools,
        parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
-       (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at
+       (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
+       (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
 FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner;
 
 -- name: keep_approved_tools
@@ -174,11 +176,19 @@ SET approved_tools = (
 WHERE session_id = :session_id AND owner = :owner
 RETURNING session_id;
 
+-- name: expire_session
+-- Sets when a session goes: in ms since 1970, or NULL for when its owner's others do. No row: no such session.
+UPDATE threadkeep.sessions
+SET expires_at = 'epoch'::timestamptz + :expires_at::bigint * interval '1 ms'
+WHERE session_id = :session_id AND owner = :owner
+RETURNING session_id;
+
 -- name: list_sessions
 -- An owner's sessions, last changed first, from behind the one named (all when it is '').
 SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
-       (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at
+       (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
+       (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
 FROM threadkeep.sessions
 WHERE owner = :owner
   AND (:after::text = '' OR (updated_at, session_id)

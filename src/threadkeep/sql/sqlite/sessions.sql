@@ -86,8 +86,8 @@ RETURNING epoch, seq;
 -- Keeps the whole session as a fork under `fork_id`, then removes every item after seq `keep` here,
 -- if nothing changed since (epoch, seq) was read and no run has the session.
 INSERT INTO sessions
-  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at)
-SELECT :fork_id, owner, title, metadata, :fork_epoch, seq, session_id, created_at, updated_at
+  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at, expires_at)
+SELECT :fork_id, owner, title, metadata, :fork_epoch, seq, session_id, created_at, updated_at, expires_at
 FROM sessions
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
   AND run_id IS NULL;
@@ -106,7 +106,7 @@ RETURNING epoch, seq;
 -- name: get_session
 -- One session of an owner, without its items.
 SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools,
-       parent_session_id, created_at, updated_at
+       parent_session_id, created_at, updated_at, expires_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner;
 
 -- name: keep_approved_tools
@@ -118,10 +118,15 @@ SET approved_tools = (
 WHERE session_id = :session_id AND owner = :owner
 RETURNING session_id;
 
+-- name: expire_session
+-- Sets when a session goes: in ms since 1970, or NULL for when its owner's others do. No row: no such session.
+UPDATE sessions SET expires_at = :expires_at WHERE session_id = :session_id AND owner = :owner
+RETURNING session_id;
+
 -- name: list_sessions
 -- An owner's sessions, last changed first, from behind the one named (all when it is '').
 SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id, created_at,
-       updated_at
+       updated_at, expires_at
 FROM sessions
 WHERE owner = :owner
   AND (:after = '' OR (updated_at, session_id)
