@@ -164,15 +164,21 @@ SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, 
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at
 FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner;
 
--- name: keep_approved_tools
--- Lets only these tools, of those that need no approval in a session, need none. No row: no such session.
+-- name: change_session
+-- Changes what is given of a session, and not its place in the list: the title when it is `titled` (NULL:
+-- untitled), the metadata and the tools when they are not NULL. `tools`: only these, of those that need no
+-- approval in it, need none. No row: no such session.
 UPDATE threadkeep.sessions s
-SET approved_tools = (
-  SELECT coalesce(jsonb_agg(known.tool), '[]')::text
-  FROM jsonb_array_elements_text(s.approved_tools::jsonb) AS known (tool)
-  WHERE known.tool = ANY (:tools::text[]))
+SET title = CASE WHEN :titled::bigint = 1 THEN :title::text ELSE title END,
+    metadata = coalesce(:metadata::text, metadata),
+    approved_tools = CASE WHEN :tools::text[] IS NULL THEN approved_tools ELSE (
+      SELECT coalesce(jsonb_agg(known.tool), '[]')::text
+      FROM jsonb_array_elements_text(s.approved_tools::jsonb) AS known (tool)
+      WHERE known.tool = ANY (:tools::text[])) END
 WHERE session_id = :session_id AND owner = :owner
-RETURNING session_id;
+RETURNING session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id,
+          (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
+          (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at;
 
 -- name: list_sessions
 -- An owner's sessions, last changed first, from behind the one named (all when it is '').
