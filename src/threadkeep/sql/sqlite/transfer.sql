@@ -69,10 +69,10 @@ WHERE session_id IN (
   WHERE s.session_id IN (SELECT value FROM json_each(:session_ids)) AND s.owner = :owner
     AND s.run_id IS NULL AND NOT EXISTS (
       SELECT 1 FROM runs q WHERE q.session_id = s.session_id AND q.finished_at IS NULL));
-UPDATE sessions AS s SET owner = :new_owner
-WHERE s.session_id IN (SELECT value FROM json_each(:session_ids)) AND s.owner = :owner
-  AND s.run_id IS NULL AND NOT EXISTS (
-    SELECT 1 FROM runs q WHERE q.session_id = s.session_id AND q.finished_at IS NULL)
+UPDATE sessions SET owner = :new_owner
+WHERE session_id IN (SELECT value FROM json_each(:session_ids)) AND owner = :owner
+  AND run_id IS NULL AND NOT EXISTS (
+    SELECT 1 FROM runs q WHERE q.session_id = sessions.session_id AND q.finished_at IS NULL)
 RETURNING session_id, seq,
-          (SELECT count(*) FROM runs r WHERE r.session_id = s.session_id) AS runs,
-          (SELECT count(*) FROM approvals a WHERE a.session_id = s.session_id) AS approvals;
+          (SELECT count(*) FROM runs r WHERE r.session_id = sessions.session_id) AS runs,
+          (SELECT count(*) FROM approvals a WHERE a.session_id = sessions.session_id) AS approvals;
