@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 
+from tests.client import ask, client_of, session_of
 from tests.conftest import RunningApp, environment
 from tests.fake_openai import fake_openai
 from threadkeep.commands import main
@@ -26,6 +27,7 @@ from threadkeep.testing import checks, damage_checks
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CONFORMANCE = (ROOT / "docs" / "conformance.md").read_text()
+SESSIONS = (ROOT / "docs" / "sessions.md").read_text()
 CURL = shutil.which("curl")
 
 
@@ -116,6 +118,26 @@ def test_the_snippets_about_approvals(tmp_path: Path, monkeypatch: pytest.Monkey
     text = text.replace("Refund order 7, please.", "use refund; say refunded")
     assert python(text, tmp_path) == "refunded\n"
     app.stop()
+
+
+def test_the_curl_commands_about_sessions(running_app: RunningApp, tmp_path: Path) -> None:
+    """Each is run as it stands, but for the address and the session; none fails."""
+    commands = [b for b in blocks("bash", SESSIONS) if b.startswith("curl")]
+    assert len(commands) == 4
+    with client_of(running_app.url) as client:
+        session_id = session_of(ask(client, "say hi"))
+        for command in commands:
+            text = command.replace("http://localhost:8000", running_app.url)
+            text = text.replace("<session_id>", session_id).replace("curl ", "curl -sS --fail ")
+            done = subprocess.run(
+                ["bash", "-ec", text], cwd=tmp_path, capture_output=True, text=True, timeout=60
+            )
+            assert done.returncode == 0, done.stderr
+        rewound = client.get(f"/sessions/{session_id}").json()
+        assert (rewound["title"], rewound["item_count"]) == ("A trip to SF", 0)
+        (shown,) = blocks("json", SESSIONS)
+        assert client.post("/sessions/import", content=shown).is_success
+        assert client.get("/sessions/s/export").text == shown
 
 
 def test_the_conformance_snippets(tmp_path: Path) -> None:

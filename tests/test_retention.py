@@ -17,6 +17,7 @@ from threadkeep.connect import connect
 from threadkeep.owners import count_of
 from threadkeep.retention import BATCH, delete_expired_sessions, forget_old_runs
 from threadkeep.settings import DatabaseSettings
+from threadkeep.stored_sessions import Change, change_session
 
 
 def test_what_ended_long_ago_is_forgotten(backend: Backend) -> None:
@@ -150,7 +151,7 @@ async def test_a_branch_goes_with_the_time_of_its_session(
     database = connect(DatabaseSettings.read(backend.variables))
     for number in range(3):
         await Session(f"s{number}", database=database).add_items([user("hello")])
-        await database.call("expire_session", session_id=f"s{number}", owner="", expires_at=1)
+        await change_session(database, f"s{number}", "", Change(timed=True, expires_at=1))
         row = (await database.call("get_session", session_id=f"s{number}", owner=""))[0]
         await database.call(
             "branch_session",

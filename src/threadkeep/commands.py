@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from datetime import datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import click
 
-from threadkeep.command_frame import command as _command
-from threadkeep.command_frame import printable
-from threadkeep.command_frame import up_to_date as _up_to_date
+from threadkeep.command_line import OWNER, check_ids, command, printable, up_to_date
 from threadkeep.connect import connect, connect_postgres
-from threadkeep.errors import (
-    DatabasePermissionError,
-    InvalidInputError,
-    NotFoundError,
-)
-from threadkeep.history import check_id
+from threadkeep.errors import DatabasePermissionError, InvalidInputError, NotFoundError
+from threadkeep.history import check_id, check_json
 from threadkeep.migrate import RELEASE
 from threadkeep.owner_commands import owners
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_schema import grants
+from threadkeep.session_commands import sessions
 from threadkeep.settings import DatabaseSettings
 
 _SHOWN = 10
@@ -46,7 +40,7 @@ def main() -> None:
 
 @main.command(short_help="Bring the schema up to date.")
 @click.option("--check", is_flag=True, help="Say what is missing, change nothing; exit code 1.")
-@_command
+@command
 async def migrate(check: bool) -> int:
     """Bring the schema up to date. `start-app` does so too, if its role may."""
     database = connect()
@@ -70,7 +64,7 @@ _DOCTOR = "Check all that an app needs; say what to do."
 
 @main.command(short_help=_DOCTOR)
 @click.option("--no-turn", is_flag=True, help="Leave the model alone.")
-@_command
+@command
 async def doctor(no_turn: bool) -> int:
     """Check settings, login, database, rights, agent and model, and make a turn of the app in this
     folder; say what to do about each failure. Exit code 1 when something failed.
@@ -87,12 +81,13 @@ async def doctor(no_turn: bool) -> int:
 
 
 main.add_command(doctor, "preflight")
+main.add_command(sessions)
 
 
 @main.command(short_help="Let another role use the schema.")
 @click.argument("role")
 @click.option("--run", is_flag=True, help="Run the SQL, as whoever owns the schema.")
-@_command
+@command
 async def grant(role: str, run: bool) -> int:
     """Print the SQL that lets another ROLE use the schema.
 
@@ -151,7 +146,7 @@ def _database_name(settings: DatabaseSettings) -> str:
 @click.option("--schema", help="Where its tables lie; by default in public.")
 @click.option("--sessions-table", default="agent_sessions", show_default=True)
 @click.option("--messages-table", default="agent_messages", show_default=True)
-@_command
+@command
 async def import_sessions(
     source: str, schema: str | None, sessions_table: str, messages_table: str
 ) -> int:
@@ -185,47 +180,6 @@ async def import_sessions(
     return 0
 
 
-@main.group(short_help="Look after what is stored.")
-def sessions() -> None:
-    """Look after the conversations that are stored."""
-
-
-@sessions.command("doctor", short_help="Find broken sessions, and repair them.")
-@click.argument("session_id", required=False)
-@click.option("--repair", is_flag=True, help="Repair them; each is kept as it was, as a fork.")
-@_command
-async def examine_sessions(session_id: str | None, repair: bool) -> int:
-    """Say what is broken in all sessions, or in SESSION_ID; change nothing without --repair.
-
-    Exit code 1 when something is broken, and was not repaired.
-    """
-    from threadkeep.session_doctor import examine, silent_runs
-
-    counts: Counter[str] = Counter()
-    async with _up_to_date() as database:
-        async for checkup in examine(database, session_id, repair=repair):
-            counts[checkup.outcome] += 1
-            for trouble in checkup.troubles:
-                click.echo(f"{checkup.session_id}: {trouble}")
-            if checkup.fork_id:
-                click.echo(f"{checkup.session_id}: repaired; the original is {checkup.fork_id}")
-        async for run in silent_runs(database, session_id):
-            click.echo(
-                f"{run.session_id}: run {run.run_id} is {run.status}, and gave no sign of life "
-                f"for {run.seconds} s; it is ended when somebody asks for it"
-            )
-    click.echo(
-        f"{counts['sound']} sound, {counts['broken']} broken, {counts['repaired']} repaired, "
-        f"{counts['busy']} at work and left alone"
-    )
-    return 1 if counts["broken"] else 0
-
-
-_OWNER = click.option(
-    "--owner", default="", help="Whose; by default nobody's, as on a laptop without a proxy."
-)
-
-
 @main.group(short_help="Make keys for programs.")
 def keys() -> None:
     """Make keys for programs that talk to a server (THREADKEEP_API_KEYS)."""
@@ -233,7 +187,7 @@ def keys() -> None:
 
 @keys.command("new", short_help="Make one.")
 @click.argument("owner")
-@_command
+@command
 async def new_api_key(owner: str) -> int:
     """Make a key whose requests are OWNER's; with an OWNER of '*', of whoever they name.
 
@@ -255,7 +209,7 @@ def approvals() -> None:
 
 
 @approvals.command("list", short_help="Show them, in the order they came.")
-@_OWNER
+@OWNER
 @click.option(
     "--status",
     type=click.Choice(["pending", "approved", "rejected", "expired", "closed", "all"]),
@@ -264,14 +218,14 @@ def approvals() -> None:
     help="closed: the session has gone on without it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As GET /approvals has them, one a line.")
-@_command
+@command
 async def show_approvals(owner: str, status: str, as_json: bool) -> int:
     """Show the calls of an owner that wait for a decision, or have."""
     from threadkeep.approvals import list_approvals
 
-    _check_ids(owner)
+    check_ids(owner)
     count, after = 0, ""
-    async with _up_to_date() as database:
+    async with up_to_date() as database:
         while page := await list_approvals(
             database, owner, status="" if status == "all" else status, after=after
         ):
@@ -299,10 +253,10 @@ _REASON = click.option("--reason", help="Why; the model is told when the call is
 
 @approvals.command("approve", short_help="Let a call be made.")
 @click.argument("approval_id")
-@_OWNER
+@OWNER
 @_REASON
 @click.option("--always", is_flag=True, help="Nor ask again for this tool, in this session.")
-@_command
+@command
 async def approve(approval_id: str, owner: str, reason: str | None, always: bool) -> int:
     """Let the call of APPROVAL_ID be made: now, or once more if it may have happened."""
     return await _decide(approval_id, owner, reason, approve=True, always=always)
@@ -310,9 +264,9 @@ async def approve(approval_id: str, owner: str, reason: str | None, always: bool
 
 @approvals.command("reject", short_help="Refuse a call.")
 @click.argument("approval_id")
-@_OWNER
+@OWNER
 @_REASON
-@_command
+@command
 async def reject(approval_id: str, owner: str, reason: str | None) -> int:
     """Refuse the call of APPROVAL_ID; the model is told, and goes on."""
     return await _decide(approval_id, owner, reason, approve=False)
@@ -322,13 +276,13 @@ async def _decide(
     approval_id: str, owner: str, reason: str | None, *, approve: bool, always: bool = False
 ) -> int:
     from threadkeep.approvals import Verdict, decide, get_approval, list_approvals
-    from threadkeep.server.requests import MAX_REASON, check_json
+    from threadkeep.server.requests import MAX_REASON
 
-    _check_ids(owner, approval_id)
+    check_ids(owner, APPROVAL_ID=approval_id)
     check_json(reason, "--reason")
     if reason and len(reason) > MAX_REASON:
         raise InvalidInputError(f"--reason must have at most {MAX_REASON} characters.")
-    async with _up_to_date() as database:
+    async with up_to_date() as database:
         await decide(database, None, owner, Verdict(approval_id, approve, reason), always=always)
         decided = await get_approval(database, approval_id, owner)
         others = [
@@ -344,9 +298,3 @@ async def _decide(
     else:
         click.echo("A running server goes on with its turn, within a few seconds.")
     return 0
-
-
-def _check_ids(owner: str, approval_id: str = "-") -> None:
-    """An owner may be nobody."""
-    check_id(owner or "-", "--owner")
-    check_id(approval_id, "APPROVAL_ID")

@@ -99,12 +99,22 @@ class RunStoppedError(ThreadkeepError):
 
 
 class SessionBusyError(ConflictError):
-    """A turn of the session is at work, and this one was not to wait for it."""
+    """A turn of the session is at work, and this was not to wait for it."""
+
+    def __init__(
+        self,
+        remedy: str = 'Wait for its end, or send "concurrency": "enqueue" in custom_inputs.',
+    ) -> None:
+        super().__init__(f"A turn of this session is at work. {remedy}")
+
+
+class SessionExistsError(ConflictError):
+    """The id of a session that was to be imported is taken. Delete that one, or change the id."""
 
     def __init__(self) -> None:
         super().__init__(
-            "A turn of this session is at work. Wait for its end, or send "
-            '"concurrency": "enqueue" in custom_inputs.'
+            "The id of this session is taken, so it was not imported. Delete the session that has "
+            "it, or give it another id in its first line."
         )
 
 

@@ -33,6 +33,7 @@ from threadkeep.errors import (
     QueueFullError,
     RunTimeoutError,
     SessionBusyError,
+    SessionExistsError,
     ThreadkeepError,
     TurnGoneError,
 )
@@ -87,6 +88,7 @@ _CONFLICTS: dict[type[ConflictError], str] = {
     ApprovalDecidedError: "approval_decided",
     ApprovalExpiredError: "approval_expired",
     SessionBusyError: "session_busy",
+    SessionExistsError: "session_exists",
     TurnGoneError: "turn_gone",
 }
 

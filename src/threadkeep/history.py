@@ -31,8 +31,13 @@ CACHE_BYTES = 64 * 1024 * 1024
 MAX_ID_LENGTH = 512
 """Of a session id and an owner, in characters."""
 
+MAX_DEPTH = 100
+"""Of lists and objects in one another: the SDK copies items by recursion."""
+
+UNSTORABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+"""What ids and titles may not hold: control characters, and lone surrogates."""
+
 _ITEM_OVERHEAD = 64
-_UNSTORABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 _logger = logging.getLogger("threadkeep")
 
@@ -53,11 +58,38 @@ def check_id(value: object, param: str) -> str:
         raise InvalidInputError(
             f"{param} must have 1 to {MAX_ID_LENGTH} characters, not {len(value)}.", param=param
         )
-    if _UNSTORABLE.search(value):
+    if UNSTORABLE.search(value):
         raise InvalidInputError(
             f"{param} must have no control characters and no lone surrogates.", param=param
         )
     return value
+
+
+def check_json(value: object, param: str) -> None:
+    """Refuses what JSON's readers take and its writers, or models, do not.
+
+    Raises:
+        InvalidInputError: It holds half of a surrogate pair, no number, or is nested too deeply.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        message = f"{param} holds half of a surrogate pair, which is no character."
+        raise InvalidInputError(message, param=param) from error
+    except (ValueError, RecursionError) as error:
+        message = f"{param} holds what is no number in JSON, or is nested too deeply."
+        raise InvalidInputError(message, param=param) from error
+    if is_deeper(MAX_DEPTH, value):
+        message = f"{param} is nested too deeply: {MAX_DEPTH} levels are taken."
+        raise InvalidInputError(message, param=param)
+
+
+def is_deeper(levels: int, value: object) -> bool:
+    """Whether lists and objects lie in one another for more than so many levels."""
+    if not isinstance(value, (dict, list)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(is_deeper(levels - 1, part) for part in parts)
 
 
 def encode_item(item: object, param: str) -> str:
@@ -100,7 +132,7 @@ def decode_item(text: str) -> dict[str, Any] | None:
     """The item of a stored text, or None when the text is damaged."""
     try:
         item = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return item if isinstance(item, dict) else None
 

@@ -55,10 +55,13 @@ class Mended:
     Args:
         order: The place of each item in the history it was, or an item that had to be added.
         flaws: What was wrong, and the place of the item.
+        spans: The first and the last place of what belongs together, as a call and its output; the
+            last one is behind the end where the rest may be still to come.
     """
 
     order: list[int | TResponseInputItem]
     flaws: list[tuple[Flaw, int]]
+    spans: list[tuple[int, int]]
 
 
 def mended(items: Sequence[TResponseInputItem]) -> list[TResponseInputItem]:
@@ -87,6 +90,27 @@ def mend(items: Sequence[TResponseInputItem], waiting: Collection[int] = ()) -> 
     return mender.finish()
 
 
+def whole_cuts(items: Sequence[TResponseInputItem], keep: int) -> tuple[int, int | None]:
+    """Where a history can be cut without parting a call from its output, or from its reasoning.
+
+    Args:
+        items: The history.
+        keep: How many of its first items are to be kept.
+
+    Returns:
+        The most that can be kept up to there, and the least from there on; None when there is none:
+        the output of the last call is not there yet.
+    """
+    spans = mend(items).spans
+    below = keep
+    while firsts := [first for first, last in spans if first < below <= last]:
+        below = min(firsts)
+    above = keep
+    while lasts := [last for first, last in spans if first < above <= last]:
+        above = max(lasts) + 1
+    return below, above if above <= len(items) else None
+
+
 def is_callers(item: Mapping[str, Any]) -> bool:
     """Whether it is a message to the agent, not of it."""
     return item.get("type", "message") == "message" and item.get("role") in _CALLERS
@@ -101,6 +125,11 @@ class _Call:
     thoughts: list[int] = field(default_factory=list)
     passed: bool = False
     output: int | None = None
+
+    @property
+    def first(self) -> int:
+        """The place where it begins, with its reasoning."""
+        return self.thoughts[0] if self.thoughts else self.index
 
     def closing(self) -> TResponseInputItem | None:
         """An output that says that there is none; None where that can't be said."""
@@ -132,9 +161,12 @@ class _Mender:
         self._answered = False  # whether another one of them has
         self._unanswered: dict[tuple[str, str], list[_Call]] = {}
         self._known: set[tuple[str, str]] = set()
+        self._spans: list[tuple[int, int]] = []
+        self._count = 0
 
     def take(self, index: int, item: Mapping[str, Any]) -> None:
         """Takes the next item."""
+        self._count += 1
         kind, call_id = item.get("type"), item.get("call_id")
         if isinstance(kind, str) and kind in _OUTPUTS and isinstance(call_id, str):
             self._take_output(index, (kind, call_id))
@@ -152,10 +184,13 @@ class _Mender:
                 self._thoughts = []
             else:
                 self._order += [*self._thoughts, index]
+                self._spans += [(thought, index) for thought in self._thoughts]
                 self._thoughts = []
 
     def finish(self) -> Mended:
         """What came of it, when all items were taken."""
+        self._spans += [(place, self._count) for place in self._thoughts]
+        self._spans += [(call.first, self._count) for call in self._open]
         self._drop_thoughts()
         self._open = [call for call in self._open if call.index not in self._waiting]
         self._pass()
@@ -174,7 +209,7 @@ class _Mender:
                 else:
                     left_out.update((entry.index, *entry.thoughts))
         kept = [entry for entry in order if not isinstance(entry, int) or entry not in left_out]
-        return Mended(kept, self._flaws)
+        return Mended(kept, self._flaws, self._spans)
 
     def _take_call(self, call: _Call, kind: str, call_id: object) -> None:
         if not isinstance(call_id, str):
@@ -185,6 +220,7 @@ class _Mender:
         others = [other for other in self._unanswered.get(key, ()) if not other.passed]
         self._unanswered[key] = [*others, call]
         self._known.add(key)
+        self._spans.append((call.first, call.index))
         self._open.append(call)
         self._order += [*call.thoughts, call.index]
 
@@ -195,6 +231,7 @@ class _Mender:
             self._flaws.append((flaw, index))
             return
         call = calls.pop(0)
+        self._spans.append((call.first, index))
         if call.passed:
             call.output = index
             self._flaws.append((Flaw.FAR_OUTPUT, index))

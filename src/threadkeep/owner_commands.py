@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import click
 
-from threadkeep.command_frame import command, printable, up_to_date
+from threadkeep.command_line import command, printable, up_to_date
 from threadkeep.history import check_id
 
 

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from threadkeep.approvals import Status, Verdict, decide, get_approval, list_approvals
-from threadkeep.history import check_id
+from threadkeep.history import check_id, check_json
 from threadkeep.server.identity import owner_of
-from threadkeep.server.requests import MAX_REASON, check_json
+from threadkeep.server.requests import MAX_REASON
 
 router = APIRouter(tags=["approvals"])
 

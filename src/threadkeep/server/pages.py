@@ -81,10 +81,14 @@ def _call(method: str, path: str, operation: dict[str, Any], schemas: dict[str, 
     fields: list[tuple[str, str, str]] = [
         (p["name"], p["in"], p.get("description", "")) for p in operation.get("parameters", [])
     ]
-    if "requestBody" in operation:
-        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-        properties = schemas[reference.rpartition("/")[2]]["properties"]
-        fields += [(name, "body", p.get("description", "")) for name, p in properties.items()]
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        schema = content["schema"]
+        references = [s["$ref"] for s in schema.get("anyOf", [schema]) if "$ref" in s]
+        for reference in references:  # of a body that may be left out too
+            properties = schemas[reference.rpartition("/")[2]]["properties"]
+            fields += [(name, "body", p.get("description", "")) for name, p in properties.items()]
+        if not references:
+            fields.append((kind, "body", "The body as a whole."))
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code><td>{where}<td>{escape(meaning)}"
         for name, where, meaning in fields

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
 from agents import TResponseInputItem
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from threadkeep.approvals import Verdict
 from threadkeep.errors import InvalidInputError
-from threadkeep.history import check_id
+from threadkeep.history import check_id, check_json
 from threadkeep.response_events import new_id
 
 MAX_ITEMS = 10_000
@@ -18,9 +17,6 @@ MAX_ITEMS = 10_000
 
 MAX_REASON = 2_000
 """Of what somebody says about a decision, in characters."""
-
-MAX_DEPTH = 100
-"""Of lists and objects in one another: the SDK copies items by recursion."""
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),
@@ -191,32 +187,6 @@ def _checked(item: dict[str, Any], at: str) -> TResponseInputItem:
     if kind == "message" and item["role"] == "assistant":
         item = _said_by_agent(item["content"])
     return cast(TResponseInputItem, item)
-
-
-def check_json(value: object, param: str) -> None:
-    """Refuses what JSON's readers take and its writers, or models, do not.
-
-    Raises:
-        InvalidInputError: It holds half of a surrogate pair, no number, or is nested too deeply.
-    """
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError as error:
-        message = f"{param} holds half of a surrogate pair, which is no character."
-        raise InvalidInputError(message, param=param) from error
-    except (ValueError, RecursionError) as error:
-        message = f"{param} holds what is no number in JSON, or is nested too deeply."
-        raise InvalidInputError(message, param=param) from error
-    if _deeper_than(MAX_DEPTH, value):
-        message = f"{param} is nested too deeply: {MAX_DEPTH} levels are taken."
-        raise InvalidInputError(message, param=param)
-
-
-def _deeper_than(levels: int, value: object) -> bool:
-    if not isinstance(value, (dict, list)):
-        return False
-    parts = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_deeper_than(levels - 1, part) for part in parts)
 
 
 def _said_by_agent(content: str | list[dict[str, Any]]) -> dict[str, Any]:

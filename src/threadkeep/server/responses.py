@@ -14,11 +14,11 @@ from fastapi.responses import JSONResponse
 from threadkeep.approvals import Verdict, decide, get_approval, repeated
 from threadkeep.errors import DuplicateError, InvalidInputError
 from threadkeep.failures import recalled, stopped
-from threadkeep.history import check_id
+from threadkeep.history import check_id, check_json
 from threadkeep.run import Run
 from threadkeep.server.errors import RunFailedError
 from threadkeep.server.identity import owner_of
-from threadkeep.server.requests import ResponsesRequest, check_json, input_items, verdicts
+from threadkeep.server.requests import ResponsesRequest, input_items, verdicts
 from threadkeep.server.sse import event_stream, with_html
 
 router = APIRouter(tags=["responses"])

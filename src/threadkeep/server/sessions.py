@@ -1,30 +1,47 @@
-"""The owner's sessions: list, read, delete."""
+"""The owner's sessions: list, read, change, fork, rewind, export, import, delete."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from threadkeep import session_branch, session_export, stored_sessions
 from threadkeep.database import Database, Row
-from threadkeep.errors import SessionNotFoundError
-from threadkeep.history import cache_of, decode_item, report_damage
-from threadkeep.replay_tools import tool_id, tool_of
+from threadkeep.errors import InvalidInputError, SessionNotFoundError
+from threadkeep.history import check_id, decode_item, json_text, report_damage
+from threadkeep.replay_tools import tool_id
 from threadkeep.response_events import PLACEHOLDER_ID
 from threadkeep.server.markdown import render
 from threadkeep.server.responses import MAX_CURSOR, Owner
 from threadkeep.session import NEWEST
+from threadkeep.stored_sessions import Change
 from threadkeep.titles import text_of
 
 router = APIRouter(tags=["sessions"])
 
 MAX_TIME = 253_402_300_799
 """The last second of the year 9999."""
+JSON_LINES = "application/jsonl"
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
+
+
+def _storable(session_id: str) -> str:
+    try:
+        return check_id(session_id, "session_id")
+    except InvalidInputError as error:
+        raise SessionNotFoundError from error
+
+
+SessionId = Annotated[str, Depends(_storable)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 @router.get("/sessions")
@@ -35,40 +52,47 @@ async def list_sessions(
     after: Annotated[str, Query(description="Go on behind the session of this id.")] = "",
 ) -> dict[str, Any]:
     """The owner's sessions, last changed first."""
-    rows = await _database(request).call("list_sessions", owner=owner, after=after, limit=limit + 1)
-    return _page([_session(row) for row in rows], limit)
+    if after:
+        check_id(after, "after")
+    return _page(
+        await stored_sessions.list_sessions(
+            _database(request), owner, after=after, limit=limit + 1
+        ),
+        limit,
+    )
 
 
 @router.get("/sessions/{session_id}")
-async def get_session(session_id: str, request: Request, owner: Owner) -> dict[str, Any]:
+async def get_session(session_id: SessionId, request: Request, owner: Owner) -> dict[str, Any]:
     """One session, without its items."""
-    rows = await _database(request).call("get_session", session_id=session_id, owner=owner)
-    if not rows:
-        raise SessionNotFoundError
-    return _session(rows[0])
+    return await stored_sessions.get_session(_database(request), session_id, owner)
 
 
-class Tool(BaseModel):
+class Tool(_Body):
     """A tool of an agent."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     agent: str
     name: str
 
 
-class SessionChange(BaseModel):
-    """The body of `PATCH /sessions/{id}`."""
+class SessionChange(_Body):
+    """The body of `PATCH /sessions/{id}`. What is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-    always_approve: list[Tool] | None = Field(
-        None,
+    title: str | None = Field(
+        default=None,
+        description="Up to 200 characters; null: untitled until the next message, which gives one.",
+    )
+    metadata: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any object of at most 64 KiB. It takes the place of what is there.",
+    )
+    always_approve: list[Tool] = Field(
+        default_factory=list,
         description="The tools that need no approval any more. One is added by a decision alone: "
         "here they can be left out.",
     )
     expires_at: int | None = Field(
-        None,
+        default=None,
         ge=0,
         le=MAX_TIME,
         description="When the session goes, in seconds since 1970; null: as long after its last "
@@ -78,27 +102,119 @@ class SessionChange(BaseModel):
 
 @router.patch("/sessions/{session_id}")
 async def change_session(
-    session_id: str, change: SessionChange, request: Request, owner: Owner
+    session_id: SessionId, change: SessionChange, request: Request, owner: Owner
 ) -> dict[str, Any]:
-    """Changes a session: which tools need no approval in it, and when it goes."""
-    if change.always_approve is not None:
-        await _database(request).call(
-            "keep_approved_tools",
-            session_id=session_id,
-            owner=owner,
-            tools=[tool_id(tool.agent, tool.name) for tool in change.always_approve],
+    """Changes a session: its title, its metadata, which tools need no approval in it, or when it
+    goes. It keeps its place in the list."""
+    given = change.model_fields_set
+    if not given:
+        raise InvalidInputError(
+            "There is nothing to change: send title, metadata, always_approve or expires_at.",
+            code="empty",
         )
-    if "expires_at" in change.model_fields_set:
-        milliseconds = None if change.expires_at is None else change.expires_at * 1000
-        await _database(request).call(
-            "expire_session", session_id=session_id, owner=owner, expires_at=milliseconds
-        )
-    return await get_session(session_id, request, owner)
+    for index, tool in enumerate(change.always_approve):
+        check_id(tool.agent, f"always_approve[{index}].agent")
+        check_id(tool.name, f"always_approve[{index}].name")
+    tools = [tool_id(tool.agent, tool.name) for tool in change.always_approve]
+    return await stored_sessions.change_session(
+        _database(request),
+        session_id,
+        owner,
+        Change(
+            titled="title" in given,
+            title=change.title,
+            metadata=change.metadata if "metadata" in given else None,
+            tools=tools if "always_approve" in given else None,
+            timed="expires_at" in given,
+            expires_at=change.expires_at,
+        ),
+    )
 
 
-@router.get("/sessions/{session_id}/items")
+Seq = Annotated[int, Field(ge=1, le=MAX_CURSOR)]
+
+
+class ForkRequest(_Body):
+    """The body of `POST /sessions/{id}/fork`."""
+
+    up_to: Seq | None = Field(
+        default=None, description="The seq of the last item that comes along; by default all do."
+    )
+
+
+@router.post("/sessions/{session_id}/fork")
+async def fork_session(
+    session_id: SessionId, request: Request, owner: Owner, body: ForkRequest | None = None
+) -> dict[str, Any]:
+    """Makes a new session of the items up to a given one, with the title and the metadata. What is
+    stored counts: a turn at work is no hindrance. Between a call and its output is no place to end:
+    `half_turn` names the nearest that are."""
+    return await session_branch.fork_session(
+        _database(request), session_id, owner, up_to=body.up_to if body else None
+    )
+
+
+class RewindRequest(_Body):
+    """The body of `POST /sessions/{id}/rewind`."""
+
+    to: Seq = Field(description="The seq of the first item that goes.")
+
+
+@router.post("/sessions/{session_id}/rewind")
+async def rewind_session(
+    session_id: SessionId, body: RewindRequest, request: Request, owner: Owner
+) -> dict[str, Any]:
+    """Cuts a session back to before an item, to edit a message or to ask again. All that it was is
+    kept as a fork, `fork_id`. While a turn is at work it is a 409 (`session_busy`)."""
+    session, fork_id = await session_branch.rewind_session(
+        _database(request), session_id, owner, to=body.to
+    )
+    return session | {"fork_id": fork_id}
+
+
+@router.get(
+    "/sessions/{session_id}/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}}},
+)
+async def export_session(session_id: SessionId, request: Request, owner: Owner) -> Response:
+    """A session as JSON Lines, with ids, times and the very text of each item: for
+    `POST /sessions/import`, here or elsewhere."""
+    lines = session_export.export_session(_database(request), session_id, owner)
+    first = await anext(lines)
+
+    async def all_lines() -> AsyncIterator[str]:
+        yield first
+        async for more in lines:
+            yield more
+
+    return StreamingResponse(
+        all_lines(),
+        media_type=JSON_LINES,
+        headers={"content-disposition": 'attachment; filename="session.jsonl"'},
+    )
+
+
+@router.post(
+    "/sessions/import",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {JSON_LINES: {"schema": {"type": "string"}}},
+        }
+    },
+)
+async def import_session(request: Request, owner: Owner) -> dict[str, Any]:
+    """Makes a session of what was exported, all or nothing; whoever sends it owns it. It is a 409
+    when its id is taken (`session_exists`). A body has 8 MiB at most: `threadkeep sessions import`
+    takes more."""
+    lines = session_export.split_lines(request.stream())
+    return await session_export.import_session(_database(request), owner, lines)
+
+
+@router.get("/sessions/{session_id}/items", response_class=JSONResponse)
 async def list_items(
-    session_id: str,
+    session_id: SessionId,
     request: Request,
     owner: Owner,
     limit: Limit = 100,
@@ -108,7 +224,7 @@ async def list_items(
         Query(ge=0, le=MAX_CURSOR, description="Go on behind the item of this seq."),
     ] = None,
     html: Annotated[bool, Query(description="Add how the page shows the agent's words.")] = False,
-) -> dict[str, Any]:
+) -> Response:
     """The items of a session as they were stored, each with its `seq`."""
     database = _database(request)
     if order == "asc":
@@ -131,21 +247,17 @@ async def list_items(
         raise SessionNotFoundError
     items = [_item(row, html) for row in rows if row["seq"] is not None]
     report_damage(session_id, [item["seq"] for item in items if item["type"] == "unreadable"])
-    return _page(items, limit)
+    return Response(json_text(_page(items, limit)), media_type="application/json")
 
 
 @router.delete("/sessions/{session_id}")
-async def delete_session(session_id: str, request: Request, owner: Owner) -> dict[str, Any]:
+async def delete_session(session_id: SessionId, request: Request, owner: Owner) -> dict[str, Any]:
     """Deletes a session with its items, runs and events. A run at work on it is stopped first."""
     database = _database(request)
     gone = False
     while not gone:  # else it was changed meanwhile
         await request.app.state.runs.stop_session(session_id, owner)
-        rows = await database.call("delete_session", session_id=session_id, owner=owner)
-        if not rows:
-            raise SessionNotFoundError
-        gone = bool(rows[0]["gone"])
-    cache_of(database).forget(session_id, owner)
+        gone = await stored_sessions.delete_session(database, session_id, owner)
     return {"id": session_id, "object": "session.deleted", "deleted": True}
 
 
@@ -166,25 +278,9 @@ def _page(data: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
     }
 
 
-def _session(row: Row) -> dict[str, Any]:
-    return {
-        "id": row["session_id"],
-        "object": "session",
-        "title": row["title"],
-        "metadata": json.loads(row["metadata"]),
-        "parent_session_id": row["parent_session_id"],
-        "active_response_id": row["run_id"],
-        "always_approve": [tool_of(tool) for tool in json.loads(row["approved_tools"])],
-        "item_count": row["seq"],
-        "created_at": row["created_at"] // 1000,
-        "updated_at": row["updated_at"] // 1000,
-        "expires_at": None if row["expires_at"] is None else row["expires_at"] // 1000,
-    }
-
-
 def _item(row: Row, html: bool) -> dict[str, Any]:
     item = decode_item(row["data"])
-    if item is None:
+    if item is None or not _can_be_told(item):
         item = {"type": "unreadable"}
     if item.get("id") in (None, PLACEHOLDER_ID):
         item["id"] = f"item_{row['seq']}"
@@ -199,3 +295,13 @@ def _item(row: Row, html: bool) -> dict[str, Any]:
             "created_at": row["created_at"] // 1000,
         }
     )
+
+
+def _can_be_told(item: dict[str, Any]) -> bool:
+    """Whether JSON's readers take it: what comes from elsewhere may hold what Python alone reads,
+    or be nested too deeply to be put into a list."""
+    try:
+        json_text([[[[item]]]])
+    except (ValueError, RecursionError):
+        return False
+    return True

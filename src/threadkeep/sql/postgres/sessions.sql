@@ -166,22 +166,26 @@ SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, 
        (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
 FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner;
 
--- name: keep_approved_tools
--- Lets only these tools, of those that need no approval in a session, need none. No row: no such session.
+-- name: change_session
+-- Changes what is given of a session, and not its place in the list: the title when it is `titled` (NULL:
+-- untitled), when it goes if that is `timed` (in ms since 1970; NULL: when its owner's others do), the metadata
+-- and the tools when they are not NULL. `tools`: only these, of those that need no approval in it, need none.
+-- No row: no such session.
 UPDATE threadkeep.sessions s
-SET approved_tools = (
-  SELECT coalesce(jsonb_agg(known.tool), '[]')::text
-  FROM jsonb_array_elements_text(s.approved_tools::jsonb) AS known (tool)
-  WHERE known.tool = ANY (:tools::text[]))
+SET title = CASE WHEN :titled::bigint = 1 THEN :title::text ELSE title END,
+    metadata = coalesce(:metadata::text, metadata),
+    expires_at = CASE WHEN :timed::bigint = 1
+                      THEN 'epoch'::timestamptz + :expires_at::bigint * interval '1 ms'
+                      ELSE expires_at END,
+    approved_tools = CASE WHEN :tools::text[] IS NULL THEN approved_tools ELSE (
+      SELECT coalesce(jsonb_agg(known.tool), '[]')::text
+      FROM jsonb_array_elements_text(s.approved_tools::jsonb) AS known (tool)
+      WHERE known.tool = ANY (:tools::text[])) END
 WHERE session_id = :session_id AND owner = :owner
-RETURNING session_id;
-
--- name: expire_session
--- Sets when a session goes: in ms since 1970, or NULL for when its owner's others do. No row: no such session.
-UPDATE threadkeep.sessions
-SET expires_at = 'epoch'::timestamptz + :expires_at::bigint * interval '1 ms'
-WHERE session_id = :session_id AND owner = :owner
-RETURNING session_id;
+RETURNING session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id,
+          (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
+          (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
+          (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at;
 
 -- name: list_sessions
 -- An owner's sessions, last changed first, from behind the one named (all when it is '').

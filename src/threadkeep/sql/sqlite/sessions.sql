@@ -109,19 +109,21 @@ SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, 
        parent_session_id, created_at, updated_at, expires_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner;
 
--- name: keep_approved_tools
--- Lets only these tools, of those that need no approval in a session, need none. No row: no such session.
+-- name: change_session
+-- Changes what is given of a session, and not its place in the list: the title when it is `titled` (NULL:
+-- untitled), when it goes if that is `timed` (in ms since 1970; NULL: when its owner's others do), the metadata
+-- and the tools when they are not NULL. `tools`: only these, of those that need no approval in it, need none.
+-- No row: no such session.
 UPDATE sessions
-SET approved_tools = (
-  SELECT json_group_array(k.value) FROM json_each(sessions.approved_tools) k
-  WHERE k.value IN (SELECT value FROM json_each(:tools)))
+SET title = CASE WHEN :titled = 1 THEN :title ELSE title END,
+    metadata = coalesce(:metadata, metadata),
+    expires_at = CASE WHEN :timed = 1 THEN :expires_at ELSE expires_at END,
+    approved_tools = CASE WHEN :tools IS NULL THEN approved_tools ELSE (
+      SELECT json_group_array(k.value) FROM json_each(sessions.approved_tools) k
+      WHERE k.value IN (SELECT value FROM json_each(:tools))) END
 WHERE session_id = :session_id AND owner = :owner
-RETURNING session_id;
-
--- name: expire_session
--- Sets when a session goes: in ms since 1970, or NULL for when its owner's others do. No row: no such session.
-UPDATE sessions SET expires_at = :expires_at WHERE session_id = :session_id AND owner = :owner
-RETURNING session_id;
+RETURNING session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id, created_at,
+          updated_at, expires_at;
 
 -- name: list_sessions
 -- An owner's sessions, last changed first, from behind the one named (all when it is '').

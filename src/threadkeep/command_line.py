@@ -1,4 +1,4 @@
-"""What the commands of `threadkeep` share: how each runs and ends, and the database it works on."""
+"""What the commands share: how one is run and ends, the database, and what may be printed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ import click
 from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import DatabaseUnavailableError, ThreadkeepError
+from threadkeep.history import check_id
 from threadkeep.settings import load_env
 
 P = ParamSpec("P")
 
 _INTERRUPTED = 130
+
+OWNER = click.option(
+    "--owner", default="", help="Whose; by default nobody's, as on a laptop without a proxy."
+)
 
 
 def command(work: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, None]:
@@ -75,6 +80,13 @@ async def up_to_date() -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
+
+
+def check_ids(owner: str, **ids: str) -> None:
+    """Refuses what can't be an owner, who may be nobody, or an id."""
+    check_id(owner or "-", "--owner")
+    for name, value in ids.items():
+        check_id(value, name)
 
 
 def printable(text: str) -> str:
