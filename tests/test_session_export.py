@@ -262,6 +262,7 @@ async def test_no_statement_of_another_owner_finds_anything(database: Database) 
         assert not await database.call("fork_session", **fork, fork_id="f", new_epoch=7)
         assert not await assign_sessions(database, ["s"], owner=owner, new_owner="bob")
         change: dict[str, Any] = {"titled": 1, "title": "x", "metadata": "{}", "tools": []}
+        change |= {"timed": 1, "expires_at": 1}
         assert not await database.call("change_session", session_id="s", owner=owner, **change)
     await database.call(
         "stage_items", staged_id="s", first_seq=3, items=["{}"], run_ids=[""], times=["0"]
