@@ -257,14 +257,14 @@ def test_with_cuts_over_a_death(
     backend: Backend,
 ) -> None:
     """Cut every few events, at either server in turn, it is the stream of who was never cut."""
-    run = client.responses.create(
-        model="agent", input="use note; count 900", background=True, extra_body=EXTRA
-    )
+    text = "use note; linger " + " ".join(map(str, range(600)))  # it is at work until it may end
+    run = client.responses.create(model="agent", input=text, background=True, extra_body=EXTRA)
     uncut = client.responses.retrieve(run.id, stream=True)
     seen: list[Any] = []
     for number, either in enumerate(cycle((client, there))):
         if number == 3:
             move(backend, run.id, apps[1])
+            apps[1].model.go_on.set()
         after = seen[-1].sequence_number if seen else -1
         following: Any = {"starting_after": after} if seen else {}
         with either.responses.retrieve(run.id, stream=True, **following) as stream:

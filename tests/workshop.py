@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from threadkeep.replay import idempotent
 if TYPE_CHECKING:
     from tests.conftest import RunningApp
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """How long a test waits for what must come, in seconds."""
 
 
@@ -87,8 +88,8 @@ class Workshop:
 
 def until(holds: Callable[[], object]) -> None:
     """Returns when it holds."""
-    waited = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
+    waited, deadline = threading.Event(), time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         if holds():
             return
         waited.wait(0.01)
