@@ -32,6 +32,7 @@ ELSEWHERE = [
     "test_deployment.py",
     "test_docs.py",
     "test_faults.py",
+    "test_forget.py",
     "test_idempotency.py",
     "test_lakebase.py",
     "test_lakebase_errors.py",

@@ -473,7 +473,7 @@ async def test_whatever_happens_the_promises_are_kept(
     place: Backend, prove: bool, faults: list[BaseException]
 ) -> None:
     """The seeds are always the same, but what goes on at the same time is not."""
-    seeds = 300 if prove else 4
+    seeds = 300 if prove else 2
     await machines(seeds, faults, lambda seed: Machine(seed, place, Plan(ANYTHING, SAYINGS)))
 
 
@@ -482,6 +482,6 @@ async def test_approvals_are_kept_by_any_interleaving(
     place: Backend, prove: bool, faults: list[BaseException]
 ) -> None:
     """Of decisions, kills, cancelling, new messages and expiry: what was approved is made once."""
-    seeds = 500 if prove else 3
+    seeds = 500 if prove else 2
     plan = Plan(APPROVALS, QUESTIONS, PAUSES, calm=0.4)
     await machines(seeds, faults, lambda seed: Machine(seed, place, plan))
