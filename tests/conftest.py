@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -218,6 +219,20 @@ def servers() -> int:
     return 2
 
 
+@contextmanager
+def running(
+    backend: Backend, shop: Workshop, count: int, settings: dict[str, str], **of_agent: Any
+) -> Iterator[list[RunningApp]]:
+    """Servers on one database, behind a proxy that says who asks."""
+    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1", **settings)
+    apps = [RunningApp(dict(place), tools=shop.tools(), **of_agent) for _ in range(count)]
+    yield apps
+    shop.go_on.set()
+    for app in apps:
+        app.model.go_on.set()
+        app.stop()
+
+
 @pytest.fixture
 def apps(
     backend: Backend,
@@ -227,13 +242,8 @@ def apps(
     of_agent: dict[str, Any],
 ) -> Iterator[list[RunningApp]]:
     """Servers on one database, behind a proxy that says who asks."""
-    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1", **settings)
-    apps = [RunningApp(dict(place), tools=shop.tools(), **of_agent) for _ in range(servers)]
-    yield apps
-    shop.go_on.set()
-    for app in apps:
-        app.model.go_on.set()
-        app.stop()
+    with running(backend, shop, servers, settings, **of_agent) as apps:
+        yield apps
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from openai import InvalidWebhookSignatureError, OpenAI
 
 from tests.backends import Backend, SQLite, free_port
 from tests.client import Json, ask, client_of
-from tests.conftest import RunningApp, environment
+from tests.conftest import RunningApp, environment, running
 from tests.serving import served
 from tests.workshop import Workshop, move, until
 from threadkeep import approval_webhook
@@ -103,35 +103,15 @@ def webhook(receiver: Receiver) -> Webhook:
 
 
 @pytest.fixture
-def shop() -> Workshop:
-    """The tools of all servers."""
-    return Workshop()
-
-
-@contextmanager
-def running(backend: Backend, shop: Workshop, count: int = 1, **more: str) -> Iterator[Any]:
-    """Servers on a database."""
-    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1", **more)
-    apps = [RunningApp(dict(place), tools=shop.tools()) for _ in range(count)]
-    yield apps
-    shop.go_on.set()
-    for app in apps:
-        app.model.go_on.set()
-        app.stop()
-
-
-@pytest.fixture
-def apps(backend: Backend, shop: Workshop, receiver: Receiver) -> Iterator[list[RunningApp]]:
-    """Two servers, each with the webhook."""
-    settings = {"APPROVAL_WEBHOOK_URL": receiver.url, "APPROVAL_WEBHOOK_SECRET": SECRET}
-    with running(backend, shop, 2, **settings) as apps:
-        yield apps
+def settings(receiver: Receiver) -> dict[str, str]:
+    """The webhook, for each of `apps`."""
+    return {"APPROVAL_WEBHOOK_URL": receiver.url, "APPROVAL_WEBHOOK_SECRET": SECRET}
 
 
 @pytest.fixture
 def app(backend: Backend, shop: Workshop) -> Iterator[RunningApp]:
     """A server without a webhook, so that only the test calls it."""
-    with running(backend, shop) as (app,):
+    with running(backend, shop, 1, {}) as (app,):
         yield app
 
 

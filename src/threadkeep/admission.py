@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from agents import TResponseInputItem
-from uuid_utils import uuid7
 
 from threadkeep.checkpoint import Checkpoint, read_checkpoint
 from threadkeep.database import Database, Row
@@ -21,6 +20,7 @@ from threadkeep.errors import (
 from threadkeep.history import (
     Position,
     absorb,
+    branch_session,
     cache_of,
     encode_items,
     new_epoch,
@@ -287,19 +287,9 @@ async def _make_room(
     resumed = await _take_up(database, entrant, plan.new)
     if resumed is not None:
         return resumed
-    fork_id = str(uuid7())
-    rows = await database.call(
-        "branch_session",
-        session_id=session_id,
-        owner=owner,
-        epoch=history.position.epoch,
-        seq=history.position.seq,
-        keep=history.seqs[plan.keep - 1] if plan.keep else 0,
-        fork_id=fork_id,
-        fork_epoch=new_epoch(),
-        new_epoch=new_epoch(),
-    )
-    return (plan.new, fork_id) if rows else None
+    keep = history.seqs[plan.keep - 1] if plan.keep else 0
+    fork_id = await branch_session(database, session_id, owner, history.position, keep)
+    return None if fork_id is None else (plan.new, fork_id)
 
 
 async def _take_up(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from agents import Agent, RunResultStreaming, RunState, TResponseInputItem
 from agents.items import ToolApprovalItem
@@ -108,11 +108,11 @@ def take_checkpoint(
 
 def _question(key: str, item: ToolApprovalItem) -> Question:
     origin = item.tool_origin
-    call = {
+    call: dict[str, Any] = {
         "call_id": item.call_id,
         "name": item.name or "tool",
         "arguments": item.arguments or "{}",
         "agent": item.agent.name,
         "server": origin.mcp_server_name if origin is not None else None,
     }
-    return Question(new_id("mcpr"), "needs_approval", key, cast(dict[str, Any], call))
+    return Question(new_id("mcpr"), "needs_approval", key, call)

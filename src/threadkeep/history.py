@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from agents import TResponseInputItem
+from uuid_utils import uuid7
 
 from threadkeep.database import Database, Row
 from threadkeep.errors import InvalidInputError, SessionNotFoundError
@@ -314,6 +315,36 @@ async def read_history(database: Database, session_id: str, owner: str) -> Histo
         **asdict(known.position),
     )
     return absorb(database, session_id, owner, known, rows)
+
+
+async def branch_session(
+    database: Database, session_id: str, owner: str, position: Position, keep: int
+) -> str | None:
+    """Cuts a session back, if nothing changed since it was read; all that it was is kept as a fork.
+
+    Args:
+        database: Where it lies.
+        session_id: The session.
+        owner: Whose it is; '' is nobody's.
+        position: Where it stood.
+        keep: The seq of the last item that stays, 0 for none.
+
+    Returns:
+        The id of the fork; None: it was changed meanwhile, or a run has it.
+    """
+    fork_id = str(uuid7())
+    rows = await database.call(
+        "branch_session",
+        session_id=session_id,
+        owner=owner,
+        epoch=position.epoch,
+        seq=position.seq,
+        keep=keep,
+        fork_id=fork_id,
+        fork_epoch=new_epoch(),
+        new_epoch=new_epoch(),
+    )
+    return fork_id if rows else None
 
 
 def new_epoch() -> int:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from threadkeep.database import Database
+from threadkeep.database import Database, Value
 from threadkeep.run_log import LOST_AFTER_MS
 
 WAIT_SECONDS = 30.0
@@ -63,20 +63,23 @@ async def forget(database: Database, owner: str, wait_seconds: float = WAIT_SECO
     while True:
         stopped = await database.call("stop_owner", owner=owner, stale_after=LOST_AFTER_MS)
         at_work: int = stopped[0]["at_work"]
-        deleted.update(await _delete(database, "delete_sessions", "sessions", owner))
-        deleted.update(await _delete(database, "delete_stray_runs", "runs", owner))
+        deleted.update(
+            await _delete(database, "delete_sessions", "sessions", owner=owner, older_than=None)
+        )
+        deleted.update(await _delete(database, "delete_stray_runs", "runs", owner=owner))
         left = {name: count for name, count in (await count_of(database, owner)).items() if count}
         if not left or clock() > deadline:
             return Receipt(deleted, left, at_work)
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _delete(database: Database, statement: str, table: str, owner: str) -> Counter[str]:
+async def _delete(
+    database: Database, statement: str, table: str, **parameters: Value
+) -> Counter[str]:
     """Calls a statement until it finds no more for its table."""
     total: Counter[str] = Counter()
-    parameters = {"older_than": None} if statement == "delete_sessions" else {}
     while True:
-        rows = await database.call(statement, owner=owner, limit=_BATCH, **parameters)
+        rows = await database.call(statement, limit=_BATCH, **parameters)
         counts = {row["name"]: row["count"] for row in rows}
         total.update(counts)
         if not counts[table]:

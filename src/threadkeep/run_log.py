@@ -369,7 +369,7 @@ class RunLog:
             "tool_keys": list(steps),
             "tool_states": [step.status for step in steps.values()],
             "tool_repeatable": [str(step.repeatable).lower() for step in steps.values()],
-            "tool_calls": [call_json(step) for step in steps.values()],
+            "tool_calls": [json_text(as_call(step)) for step in steps.values()],
             "tool_outputs": [step.output for step in steps.values()],
             "tool_approvals": [answers[key].approval_id if key in answers else "" for key in steps],
         }
@@ -385,11 +385,6 @@ def _places(step: ToolStep) -> tuple[str, str]:
 def in_doubt(step: ToolStep) -> Question:
     """The question whether a call that may have happened is to be made again."""
     return Question(new_id("mcpr"), "in_doubt", step.key, as_call(step))
-
-
-def call_json(step: ToolStep) -> str:
-    """What was called, as JSON text."""
-    return json_text(as_call(step))
 
 
 def as_call(step: ToolStep) -> dict[str, Any]:

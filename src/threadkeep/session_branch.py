@@ -14,7 +14,7 @@ from uuid_utils import uuid7
 
 from threadkeep.database import Database
 from threadkeep.errors import InvalidInputError, SessionBusyError, SessionNotFoundError
-from threadkeep.history import History, Position, new_epoch, read_history
+from threadkeep.history import History, Position, branch_session, new_epoch, read_history
 from threadkeep.mend import whole_cuts
 from threadkeep.stored_sessions import get_session, session_object
 
@@ -74,20 +74,9 @@ async def rewind_session(
     while True:
         history = await _read(database, session_id, owner)
         await _check(history, to - 1, "to", 1)
-        fork_id = str(uuid7())
-        rows = await database.call(
-            "branch_session",
-            session_id=session_id,
-            owner=owner,
-            epoch=history.position.epoch,
-            seq=history.position.seq,
-            keep=to - 1,
-            fork_id=fork_id,
-            fork_epoch=new_epoch(),
-            new_epoch=new_epoch(),
-        )
+        fork_id = await branch_session(database, session_id, owner, history.position, to - 1)
         session = await get_session(database, session_id, owner)
-        if rows:
+        if fork_id is not None:
             return session, fork_id
         if session["active_response_id"]:
             raise SessionBusyError("Wait for its end, or stop it, and rewind then.")

@@ -25,6 +25,7 @@ router = APIRouter(tags=["sessions"])
 
 MAX_TIME = 253_402_300_799
 """The last second of the year 9999."""
+
 JSON_LINES = "application/jsonl"
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]

@@ -342,24 +342,27 @@ ORDER BY e.seq;
 -- Removes runs that ended more than `older_than` ms ago, with their events and journals; `limit` of them at
 -- most. `count` is how many. What they said stays in their sessions. A run is kept while another one of its
 -- turn is, or while somebody may decide about one of its calls.
--- They are marked first, by a time of 0.
-UPDATE runs SET finished_at = 0 WHERE run_id IN (
-  SELECT run_id FROM runs o
-  WHERE o.finished_at <= (SELECT now FROM clock) - :older_than
-    AND NOT EXISTS (
-      SELECT 1 FROM runs r
-      WHERE r.session_id = o.session_id AND r.journal_id = o.journal_id
-        AND (r.finished_at IS NULL OR r.finished_at > (SELECT now FROM clock) - :older_than))
-    AND NOT EXISTS (
-      SELECT 1 FROM approvals_now a WHERE a.journal_id = o.journal_id AND a.status = 'pending')
-  ORDER BY o.finished_at, o.run_id LIMIT :limit);
-UPDATE sessions SET open_run_id = NULL
-WHERE open_run_id IN (SELECT run_id FROM runs WHERE finished_at = 0);
-DELETE FROM run_events WHERE run_id IN (SELECT run_id FROM runs WHERE finished_at = 0);
-DELETE FROM approvals WHERE run_id IN (SELECT run_id FROM runs WHERE finished_at = 0);
-DELETE FROM model_calls WHERE journal_id IN (SELECT journal_id FROM runs WHERE finished_at = 0);
-DELETE FROM tool_calls WHERE journal_id IN (SELECT journal_id FROM runs WHERE finished_at = 0);
-DELETE FROM runs WHERE finished_at = 0;
+-- The table `chosen` is of the connection; see retention.sql.
+CREATE TEMP TABLE IF NOT EXISTS chosen (id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
+INSERT INTO chosen
+SELECT o.run_id FROM runs o
+WHERE o.finished_at <= (SELECT now FROM clock) - :older_than
+  AND NOT EXISTS (
+    SELECT 1 FROM runs r
+    WHERE r.session_id = o.session_id AND r.journal_id = o.journal_id
+      AND (r.finished_at IS NULL OR r.finished_at > (SELECT now FROM clock) - :older_than))
+  AND NOT EXISTS (
+    SELECT 1 FROM approvals_now a WHERE a.journal_id = o.journal_id AND a.status = 'pending')
+ORDER BY o.finished_at, o.run_id LIMIT :limit;
+UPDATE sessions SET open_run_id = NULL WHERE open_run_id IN (SELECT id FROM chosen);
+DELETE FROM run_events WHERE run_id IN (SELECT id FROM chosen);
+DELETE FROM approvals WHERE run_id IN (SELECT id FROM chosen);
+DELETE FROM model_calls WHERE journal_id IN
+  (SELECT r.journal_id FROM chosen c JOIN runs r ON r.run_id = c.id);
+DELETE FROM tool_calls WHERE journal_id IN
+  (SELECT r.journal_id FROM chosen c JOIN runs r ON r.run_id = c.id);
+DELETE FROM runs WHERE run_id IN (SELECT id FROM chosen);
+DELETE FROM chosen;
 SELECT changes() AS count;
 
 -- name: request_stop
