@@ -81,8 +81,9 @@ def run_and_kill(script: str, url: str) -> int:
     process.stdin.flush()
     lines = [process.stdout.readline() for _ in range(50)]
     process.kill()
-    rest, _ = process.communicate(timeout=60)
-    return int((lines + rest.splitlines())[-1])
+    rest = process.stdout.readlines()  # not communicate(): that misses what readline() has buffered
+    process.communicate(timeout=60)
+    return int((lines + rest)[-1])
 
 
 async def test_what_was_added_outlives_the_process_killed(tmp_path: Path) -> None:
