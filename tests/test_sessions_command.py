@@ -62,6 +62,7 @@ def test_looked_at_copied_and_deleted(client: httpx.Client, shell: Shell, tmp_pa
     session = client.get("/sessions/s").json()
     listed, as_json = shell.run("list"), shell.run("list", "--json")
     shown, exported = shell.run("show", "s"), shell.run("export", "s")
+    found, nothing = shell.run("search", "note", "2jdone"), shell.run("search", "zebra")
     others = shell.run("show", "s", "--owner", "ann")
     forked, asked = shell.run("fork", "s", "--up-to", "1"), shell.run("delete", "s")
     assert listed[0] == 0
@@ -74,6 +75,8 @@ def test_looked_at_copied_and_deleted(client: httpx.Client, shell: Shell, tmp_pa
         "3  function_call_output  note 1",
         "4  assistant  \\x1b[2Jdone",
     ]
+    passage = "  1  use note; say \\x1b[2Jdone\n"
+    assert (found, nothing) == ((0, listed[1] + passage, ""), (1, "", ""))
     assert exported == (0, client.get("/sessions/s/export").text, "")
     assert others[:2] == (2, "")
     assert others[2].startswith("threadkeep: No such session for this owner.")
