@@ -17,9 +17,7 @@ def test_a_chat_is_found_and_opened(page: Page, running_app: RunningApp) -> None
     found = page.get_by_role("navigation", name="Chats found").get_by_role("link")
     field.press_sequentially("kiku sus")
     expect(found).to_have_count(1)
-    expect(found.locator("small")).to_have_text(
-        "My favourite <b>sushi</b> place is Kiku."
-    )
+    expect(found.locator("small")).to_have_text("My favourite <b>sushi</b> place is Kiku.")
     expect(found.locator("mark")).to_have_text(["sushi", "Kiku"])
     expect(status(page)).to_have_text("1 found.")
     expect(chats(page)).to_have_count(0)

@@ -49,6 +49,9 @@ _BLOCK = 256
 _BATCH = 200
 """How many items are indexed in one statement."""
 
+_AT_ONCE = 16
+"""How many sessions are indexed at the same time."""
+
 _MAX_HITS = 8
 """Of one word in one item: more of them weigh no more."""
 
@@ -238,11 +241,10 @@ async def catch_up(database: Database, owner: str | None, max_items: float = mat
         DatabaseError: Not all could be added.
     """
     left = max_items
-    while rows := await database.call("list_to_index", owner=owner, limit=_BATCH):
-        for row in rows:
-            if left <= 0:
-                return False
-            left -= await _index(database, row)
+    while rows := await database.call("list_to_index", owner=owner, limit=_AT_ONCE):
+        if left <= 0:
+            return False
+        left -= sum(await asyncio.gather(*(_index(database, row) for row in rows)))
     return True
 
 

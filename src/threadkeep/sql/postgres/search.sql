@@ -2,16 +2,18 @@
 -- A statement that adds to it and is made again finds that it was done, and says so by no row.
 
 -- name: list_to_index
--- Sessions of an owner that the index does not hold as they are, or of everybody where that is NULL.
+-- Sessions of an owner that the index does not hold as they are, or of everybody where that is NULL. Their order
+-- is that of sessions_to_index, which the planner, who takes them for many, would not use without it.
 SELECT session_id, owner, title, epoch, seq, search_no, indexed_epoch, indexed_seq,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at
 FROM (
-  SELECT * FROM threadkeep.sessions
-  WHERE owner = :owner::text AND (indexed_epoch <> epoch OR indexed_seq <> seq)
+  (SELECT * FROM threadkeep.sessions
+   WHERE owner = :owner::text AND (indexed_epoch <> epoch OR indexed_seq <> seq)
+   ORDER BY owner, session_id LIMIT :limit)
   UNION ALL
-  SELECT * FROM threadkeep.sessions
-  WHERE :owner::text IS NULL AND (indexed_epoch <> epoch OR indexed_seq <> seq)) s
-LIMIT :limit;
+  (SELECT * FROM threadkeep.sessions
+   WHERE :owner::text IS NULL AND (indexed_epoch <> epoch OR indexed_seq <> seq)
+   ORDER BY owner, session_id LIMIT :limit)) s;
 
 -- name: reset_index
 -- Takes a session out of the index, if nobody else indexed it since it was read; `reset_epoch` is negative.

@@ -2,14 +2,17 @@
 
 -- name: list_to_index
 -- Sessions of an owner that the index does not hold as they are, or of everybody where that is NULL.
-SELECT session_id, owner, title, epoch, seq, search_no, indexed_epoch, indexed_seq, created_at
-FROM sessions
-WHERE owner = :owner AND (indexed_epoch <> epoch OR indexed_seq <> seq)
+SELECT * FROM (
+  SELECT session_id, owner, title, epoch, seq, search_no, indexed_epoch, indexed_seq, created_at
+  FROM sessions
+  WHERE owner = :owner AND (indexed_epoch <> epoch OR indexed_seq <> seq)
+  ORDER BY owner, session_id LIMIT :limit)
 UNION ALL
-SELECT session_id, owner, title, epoch, seq, search_no, indexed_epoch, indexed_seq, created_at
-FROM sessions
-WHERE :owner IS NULL AND (indexed_epoch <> epoch OR indexed_seq <> seq)
-LIMIT :limit;
+SELECT * FROM (
+  SELECT session_id, owner, title, epoch, seq, search_no, indexed_epoch, indexed_seq, created_at
+  FROM sessions
+  WHERE :owner IS NULL AND (indexed_epoch <> epoch OR indexed_seq <> seq)
+  ORDER BY owner, session_id LIMIT :limit);
 
 -- name: reset_index
 -- Takes a session out of the index, if nobody else indexed it since it was read; `reset_epoch` is negative.
