@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from threadkeep.database import Database, Row
-from threadkeep.errors import DatabaseError, InvalidInputError
+from threadkeep.errors import DatabaseError, InvalidInputError, SealedError
 from threadkeep.history import decode_item
 from threadkeep.stored_sessions import session_object
 from threadkeep.titles import text_of
@@ -253,12 +253,16 @@ async def catch_up(database: Database, owner: str | None, max_items: float = mat
 
 async def keep_indexing(database: Database) -> None:
     """Adds what is new to the index, again and again, until it is cancelled."""
+    told = False
     while True:
         await asyncio.sleep(PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
         try:
             await catch_up(database, None)
+            told = False
         except DatabaseError as error:
-            _logger.warning("The search index is not up to date: %s", error)
+            if not told:
+                _logger.warning("The search index is not brought up to date: %s", error)
+            told = True
 
 
 async def _index(database: Database, session: Row) -> int:
@@ -279,15 +283,12 @@ async def _index(database: Database, session: Row) -> int:
         known_epoch, known_seq = reset_epoch, 0
     looked_at = 1
     while True:
-        rows = await database.call(
-            "read_first_items", session_id=session_id, owner=owner, after=known_seq, limit=_BATCH
-        )
-        if not rows or not rows[0]["owned"] or rows[0]["epoch"] != epoch:
-            return looked_at  # it is gone, or another one now: the next look will see
-        items = [row for row in rows if row["seq"] is not None]
+        try:
+            items, title = await _texts(database, session, known_seq, known_epoch != epoch)
+        except SealedError:  # by a key that is gone: nobody can read it, so nobody can find it
+            items, title = [], None
         seq = items[-1]["seq"] if items else session["seq"]
-        is_first = known_epoch != epoch
-        entries = await asyncio.to_thread(_entries, items, session["title"] if is_first else None)
+        entries = await asyncio.to_thread(_entries, items, title)
         done = await database.call(
             "index_session",
             session_id=session_id,
@@ -306,6 +307,19 @@ async def _index(database: Database, session: Row) -> int:
         if not done or len(items) < _BATCH:
             return looked_at
         known_epoch, known_seq = epoch, seq
+
+
+async def _texts(
+    database: Database, session: Row, after: int, with_title: bool
+) -> tuple[list[Row], str | None]:
+    """The next items of a session, and its title."""
+    which = {"session_id": session["session_id"], "owner": session["owner"]}
+    rows = await database.call("read_first_items", **which, after=after, limit=_BATCH)
+    title = None
+    if with_title:
+        found = await database.call("get_session", **which)
+        title = found[0]["title"] if found else None
+    return [row for row in rows if row["seq"] is not None], title
 
 
 def _entries(items: Sequence[Row], title: str | None) -> dict[tuple[str, int], list[int]]:

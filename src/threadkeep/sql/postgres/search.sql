@@ -4,7 +4,7 @@
 -- name: list_to_index
 -- Sessions of an owner that the index does not hold as they are, or of everybody where that is NULL. Their order
 -- is that of sessions_to_index, which the planner, who takes them for many, would not use without it.
-SELECT session_id, owner, title, epoch, seq, search_no, indexed_epoch, indexed_seq,
+SELECT session_id, owner, epoch, seq, search_no, indexed_epoch, indexed_seq,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at
 FROM (
   (SELECT * FROM threadkeep.sessions

@@ -3,13 +3,13 @@
 -- name: list_to_index
 -- Sessions of an owner that the index does not hold as they are, or of everybody where that is NULL.
 SELECT * FROM (
-  SELECT session_id, owner, title, epoch, seq, search_no, indexed_epoch, indexed_seq, created_at
+  SELECT session_id, owner, epoch, seq, search_no, indexed_epoch, indexed_seq, created_at
   FROM sessions
   WHERE owner = :owner AND (indexed_epoch <> epoch OR indexed_seq <> seq)
   ORDER BY owner, session_id LIMIT :limit)
 UNION ALL
 SELECT * FROM (
-  SELECT session_id, owner, title, epoch, seq, search_no, indexed_epoch, indexed_seq, created_at
+  SELECT session_id, owner, epoch, seq, search_no, indexed_epoch, indexed_seq, created_at
   FROM sessions
   WHERE :owner IS NULL AND (indexed_epoch <> epoch OR indexed_seq <> seq)
   ORDER BY owner, session_id LIMIT :limit);
