@@ -289,6 +289,38 @@ def test_other_sites_can_do_nothing(client: httpx.Client) -> None:
     refused(reply, 403, None)
 
 
+def test_no_other_site_may_read(client: httpx.Client) -> None:
+    """There is no CORS: a preflight is refused, and no reply lets another origin see it."""
+    origin = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    assert client.options("/responses", headers=origin).status_code == 405
+    for reply in (
+        client.options("/responses", headers=origin),
+        client.get("/sessions", headers={"origin": "https://app.example"}),
+        client.post("/responses", json={"input": "hi"}, headers={"origin": "null"}),
+    ):
+        assert not [name for name in reply.headers if name.startswith("access-control-")]
+
+
+def test_every_reply_has_the_security_headers(client: httpx.Client) -> None:
+    """Pages, JSON, streams, files, and errors from wherever they come."""
+    replies = [client.get(path) for path in ("/", "/sessions", "/page/app.js", "/docs", "/nothing")]
+    replies += [
+        client.post("/responses", json={"input": "say hi", "stream": True, "store": False}),
+        client.post("/responses", json={"input": "fail", "store": False}),
+        client.post("/responses", content=b"x" * 9 * MB),
+        client.put("/responses"),
+        client.get("/sessions", headers={"host": "evil.example"}),
+        client.head("/health"),
+    ]
+    assert [r.status_code for r in replies[4:]] == [404, 200, 502, 413, 405, 403, 200]
+    for reply in replies:
+        assert "default-src 'none'" in reply.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in reply.headers["content-security-policy"]
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        assert reply.headers["cross-origin-resource-policy"] == "same-origin"
+        assert reply.headers["referrer-policy"] == "no-referrer"
+
+
 def test_after_all_that_nothing_is_stored(client: httpx.Client) -> None:
     """Refused means refused."""
     assert client.get("/sessions").json()["data"] == []

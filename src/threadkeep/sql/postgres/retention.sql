@@ -20,7 +20,9 @@ UNION ALL
 SELECT 'tool_calls', count(*) FROM threadkeep.tool_calls
 WHERE journal_id IN (SELECT journal_id FROM threadkeep.runs WHERE owner = :owner)
 UNION ALL
-SELECT 'approvals', count(*) FROM threadkeep.approvals WHERE owner = :owner;
+SELECT 'approvals', count(*) FROM threadkeep.approvals WHERE owner = :owner
+UNION ALL
+SELECT 'request_rates', count(*) FROM threadkeep.request_rates WHERE owner = :owner;
 
 -- name: stop_owner
 -- Asks whichever processes have runs of an owner to stop them, and ends those whose process gave no sign of
@@ -94,7 +96,7 @@ UNION ALL SELECT 'approvals', count(*) FROM approvals;
 
 -- name: delete_stray_runs
 -- Removes what an owner has without a session: runs that have ended, with all that belongs to them, `limit` of
--- them at most; and approvals. The rows are what went, by table.
+-- them at most; approvals; and its rate. The rows are what went, by table.
 WITH chosen AS MATERIALIZED (
   SELECT r.run_id FROM threadkeep.runs r
   WHERE r.owner = :owner AND r.finished_at IS NOT NULL
@@ -114,9 +116,12 @@ approvals AS (
   DELETE FROM threadkeep.approvals a
   WHERE a.owner = :owner AND NOT EXISTS (
     SELECT 1 FROM threadkeep.sessions s WHERE s.session_id = a.session_id AND s.owner = :owner)
-  RETURNING 1)
+  RETURNING 1),
+request_rates AS (
+  DELETE FROM threadkeep.request_rates WHERE owner = :owner RETURNING 1)
 SELECT 'runs' AS name, count(*) AS count FROM runs
 UNION ALL SELECT 'run_events', count(*) FROM run_events
 UNION ALL SELECT 'model_calls', count(*) FROM model_calls
 UNION ALL SELECT 'tool_calls', count(*) FROM tool_calls
-UNION ALL SELECT 'approvals', count(*) FROM approvals;
+UNION ALL SELECT 'approvals', count(*) FROM approvals
+UNION ALL SELECT 'request_rates', count(*) FROM request_rates;

@@ -19,7 +19,9 @@ UNION ALL
 SELECT 'tool_calls', count(*) FROM tool_calls
 WHERE journal_id IN (SELECT journal_id FROM runs WHERE owner = :owner)
 UNION ALL
-SELECT 'approvals', count(*) FROM approvals WHERE owner = :owner;
+SELECT 'approvals', count(*) FROM approvals WHERE owner = :owner
+UNION ALL
+SELECT 'request_rates', count(*) FROM request_rates WHERE owner = :owner;
 
 -- name: stop_owner
 -- Asks whichever processes have runs of an owner to stop them, and ends those whose process gave no sign of
@@ -75,7 +77,7 @@ SELECT name, count FROM gone;
 
 -- name: delete_stray_runs
 -- Removes what an owner has without a session: runs that have ended, with all that belongs to them, `limit` of
--- them at most; and approvals. The rows are what went, by table.
+-- them at most; approvals; and its rate. The rows are what went, by table.
 CREATE TEMP TABLE IF NOT EXISTS chosen (id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TEMP TABLE IF NOT EXISTS gone (name TEXT NOT NULL, count INTEGER NOT NULL) STRICT;
 DELETE FROM gone;
@@ -96,6 +98,8 @@ DELETE FROM approvals
 WHERE owner = :owner
   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = approvals.session_id AND s.owner = :owner);
 INSERT INTO gone VALUES ('approvals', changes());
+DELETE FROM request_rates WHERE owner = :owner;
+INSERT INTO gone VALUES ('request_rates', changes());
 DELETE FROM runs WHERE run_id IN (SELECT id FROM chosen);
 INSERT INTO gone VALUES ('runs', changes());
 DELETE FROM chosen;
