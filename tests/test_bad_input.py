@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -265,6 +266,21 @@ def test_a_body_without_a_length_has_the_same_limit(client: httpx.Client) -> Non
     headers = {"content-type": "application/json"}
     reply = client.post("/responses", content=chunks(), headers=headers)
     assert reply.status_code == 413
+
+
+def test_a_client_that_goes_away_is_no_fault(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of its body: nothing is logged, nothing is kept."""
+    place = client.base_url.host, client.base_url.port
+    for path in (b"/sessions/import", b"/responses"):
+        with socket.create_connection(place) as connection:
+            head = b" HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{"
+            connection.sendall(b"POST " + path + head)
+            connection.shutdown(socket.SHUT_WR)
+            assert b" 500 " not in connection.recv(9999)
+    assert client.get("/sessions").json()["data"] == []
+    assert "ClientDisconnect" not in caplog.text
 
 
 def test_routes_and_methods_that_are_not(client: httpx.Client) -> None:

@@ -22,6 +22,7 @@ from threadkeep.runs import Runs
 from threadkeep.server import approvals, health, pages, responses, sessions
 from threadkeep.server.errors import add_error_handlers
 from threadkeep.server.guard import Guard
+from threadkeep.server.openapi import document
 from threadkeep.server.requests import ResponsesRequest
 from threadkeep.server.run_requests import (
     AgentContext,
@@ -98,6 +99,7 @@ def create_app(
     if page:
         app.include_router(pages.router)
     add_error_handlers(app)
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_middleware(
         Guard,
         names=None if settings.knows_users else {settings.listen_host},

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from threadkeep.failures import Failure, describe, log_fault
@@ -70,6 +71,8 @@ class Guard:
             return
         try:
             await self._app(scope, self._limited(receive), send_with_headers)
+        except ClientDisconnect:
+            return  # in the middle of its request: nobody is there to be told, and nothing is wrong
         except Exception as error:  # noqa: BLE001 - the last place to make an answer of it
             log_fault(f"{scope['method']} {scope['path']}", error)
             if not begun:
