@@ -36,6 +36,12 @@ BOTH = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
+@schemathesis.serializer("application/jsonl")
+def as_lines(_: Any, value: Any) -> bytes:
+    """A body of an import, or what stands in its place."""
+    return (value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "replace")
+
+
 class World:
     """A server, and ids of what is there.
 
@@ -104,9 +110,8 @@ def test_the_document_tells_the_truth(world: World, prove: bool) -> None:
     document = schemathesis.openapi.from_dict(world.app.app.openapi())
     operations = [found.ok() for found in document.get_all_operations()]
     assert len(operations) == sum(len(o) for o in world.app.app.openapi()["paths"].values())
-    reached = {each.label: tried(each, world, 300 if prove else 12) for each in operations}
-    shallow = {label for label, statuses in reached.items() if not statuses & {200, 204}}
-    assert shallow <= {"POST /sessions/import"}, reached
+    reached = {each.label: tried(each, world, 300 if prove else 4) for each in operations}
+    assert all(statuses & {200, 204} for statuses in reached.values()), reached
 
 
 def tried(operation: Any, world: World, examples: int) -> set[int]:
@@ -119,6 +124,8 @@ def tried(operation: Any, world: World, examples: int) -> set[int]:
                 case.path_parameters[name] = world.live(name)
         if isinstance(case.body, dict) and data.draw(st.booleans()):
             make_likely(case.body, world)
+        elif operation.path == "/sessions/import" and data.draw(st.booleans()):
+            case.body = exported(f"i{data.draw(st.integers(0, 5))}")
         response = case.call(base_url=world.app.url, headers=ANN, timeout=30)
         statuses.add(response.status_code)
         kind = response.headers.get("content-type", [""])[0]
@@ -126,12 +133,19 @@ def tried(operation: Any, world: World, examples: int) -> set[int]:
         case.validate_response(response, checks=CHECKS, headers=ANN)
 
     modes = [GenerationMode.POSITIVE]
-    if list(operation.query) or list(operation.path_parameters) or list(operation.body):
+    if list(operation.query) or list(operation.body):  # any text may be an id
         modes.append(GenerationMode.NEGATIVE)
     for mode in modes:
         cases = operation.as_strategy(generation_mode=mode)
         bounded(examples)(given(case=cases, data=st.data())(try_it))()
     return statuses
+
+
+def exported(session_id: str) -> str:
+    """A session without items, as JSON Lines."""
+    session = {"object": "session", "version": 1, "id": session_id, "title": None, "metadata": {}}
+    session |= {"parent_session_id": None, "item_count": 0, "created_at": 1, "updated_at": 1}
+    return json.dumps(session)
 
 
 def make_likely(body: dict[str, Any], world: World) -> None:
@@ -145,26 +159,16 @@ def make_likely(body: dict[str, Any], world: World) -> None:
         body["to"] = 1
 
 
+# Most of it is HTTP still: what is none is refused before it comes to us.
+IN_LINES = st.lists(st.sampled_from([*range(0x21, 0x7F), *range(0x80, 0x100)]), max_size=20).map(
+    bytes
+)
+ODD = [b"%00", b"%ED%A0%80", b"..", b".", b"%2e%2e%2f", b"a/b", b"//", b"%", b"%zz", b"\x00"]
 IDS = st.one_of(
-    st.text(max_size=40).map(
-        lambda text: quote(text.encode("utf-8", "surrogatepass"), safe="").encode()
-    ),
+    st.text(max_size=40).map(lambda text: quote(text.encode("utf-8", "surrogatepass")).encode()),
     st.binary(max_size=20).map(lambda raw: quote(raw, safe="").encode()),
-    st.binary(min_size=1, max_size=20),
-    st.sampled_from(
-        [
-            b"%00",
-            b"%ED%A0%80",
-            b"..",
-            b".",
-            b"%2e%2e%2f",
-            b"a/b",
-            b"//",
-            b"%",
-            b"%zz",
-            b"x" * 20_000,
-        ]
-    ),
+    IN_LINES,
+    st.sampled_from([*ODD, b"x" * 20_000]),
 )
 PATHS = [
     (b"GET", b"/sessions/%s"),
@@ -188,11 +192,9 @@ PATHS = [
     (b"OPTIONS", b"/responses"),
 ]
 VALUES = st.one_of(
-    st.binary(max_size=30),
-    st.text(max_size=20).map(str.encode),
-    st.sampled_from(
-        [b"", b"\x00", b"\xff\xfe", b"a, b", b"x" * 9000, b"-1", b"9" * 5000, b"null", b"\xb2"]
-    ),
+    IN_LINES,
+    st.text(max_size=20).map(lambda text: text.encode().translate(None, bytes(range(32)))),
+    st.sampled_from([b"", b"\x00", b"\xff\xfe", b"a, b", b"x" * 9000, b"-1", b"null", b"\xb2"]),
 )
 HEADERS = {
     "host": [b"localhost", b"["],
@@ -255,8 +257,8 @@ def requests(draw: st.DrawFn) -> tuple[bytes, str | None, list[tuple[str, bytes]
             path = path.replace(b"%s", draw(IDS))
         else:
             name = {b"/s": "session_id", b"/r": "response_id"}.get(path[:2], "approval_id")
-    names = draw(st.lists(st.sampled_from(sorted(HEADERS)), max_size=4))
-    headers = [(n, draw(st.one_of(VALUES, st.sampled_from(HEADERS[n])))) for n in names]
+    names = draw(st.lists(st.sampled_from(sorted(HEADERS)), max_size=3, unique=True))
+    headers = [(n, draw(st.sampled_from(HEADERS[n]) | VALUES)) for n in names]
     return method + b" " + path, name, headers, draw(BODIES)
 
 
@@ -266,7 +268,7 @@ def test_bytes_that_no_client_sends(world: World, prove: bool) -> None:
     address = world.app.url.removeprefix("http://").split(":")
     statuses: set[int] = set()
 
-    @bounded(5000 if prove else 250)
+    @bounded(5000 if prove else 120)
     @given(requests())
     def try_it(request: tuple[bytes, str | None, list[tuple[str, bytes]], bytes]) -> None:
         line, name, headers, body = request
@@ -298,7 +300,7 @@ def test_bytes_that_no_client_sends(world: World, prove: bool) -> None:
         check_error(status, kind.decode(), content)
 
     try_it()
-    assert {200, 400, 403, 404} <= statuses
+    assert {400, 403, 404} <= statuses
 
 
 def exchange(address: tuple[str, int], sent: bytes) -> bytes:
