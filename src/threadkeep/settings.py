@@ -106,7 +106,7 @@ class Settings(DatabaseSettings):
     )
     session_queue_limit: int = Field(100, alias="SESSION_QUEUE_LIMIT", ge=1)
     request_max_bytes: int = Field(8 * 1024 * 1024, alias="REQUEST_MAX_BYTES", ge=1024)
-    message_max_chars: int = Field(1_000_000, alias="MESSAGE_MAX_CHARS", ge=1)
+    message_max_chars: int = Field(2_000_000, alias="MESSAGE_MAX_CHARS", ge=1)
     item_max_bytes: int = Field(MAX_ITEM_BYTES, alias="ITEM_MAX_BYTES", ge=4096)
     session_max_items: int = Field(MAX_SESSION_ITEMS, alias="SESSION_MAX_ITEMS", ge=1)
     requests_per_minute: int | None = Field(None, alias="REQUESTS_PER_MINUTE", ge=1, le=6000)

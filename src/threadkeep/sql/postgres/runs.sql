@@ -34,9 +34,10 @@ WHERE NOT EXISTS (
 -- read_items does. `busy`: another run has the session, which `busy_run_id` may name, or has waited for
 -- longer, or has not ended yet since its session was taken back; or the input is that of a run that can
 -- be gone on with (`open_run_id`); or the session is `full`: it stands behind seq `room_until`; or the run,
--- which `waits` in the database, was deleted, ended or taken over there (its row is locked, before that of the session, so that none of these can happen meanwhile).
--- Then nothing was written. Made again, it finds what was done: not busy, and nothing to read here. While
--- that can't be seen yet, it breaks on the `call_id` of the first item, and is made once more.
+-- which `waits` in the database, was deleted, ended or taken over there (its row is locked, before that of
+-- the session, so that none of these can happen meanwhile). Then nothing was written. Made again, it finds
+-- what was done: not busy, and nothing to read here. While that can't be seen yet, it breaks on the
+-- `call_id` of the first item, and is made once more.
 WITH mine AS (
   SELECT FROM threadkeep.runs
   WHERE :waits::boolean AND run_id = :run_id AND attempt = :attempt::bigint
