@@ -64,7 +64,7 @@ class FakeModel(Model):
     ) -> AsyncIterator[Any]:
         items = [{"role": "user", "content": input}] if isinstance(input, str) else list(input)
         self.inputs.append(items)
-        said = [text_of(i.get("content")) for i in items if i.get("role") == "user"]
+        said = [text_of(i.get("content")) for i in items if i.get("role") == "user"] or [""]
         said[-1] = _part(said[-1], items)
         number = 0
 
@@ -164,7 +164,7 @@ class FakeModel(Model):
 
 def _part(said: str, items: list[Any]) -> str:
     """The part of "X; Y" that comes next, by the outputs of tools that are there."""
-    turn = max(at for at, item in enumerate(items) if item.get("role") == "user")
+    turn = max((at for at, item in enumerate(items) if item.get("role") == "user"), default=0)
     outputs = sum(item.get("type") == "function_call_output" for item in items[turn:])
     *first, last = said.split("; ")
     for part in first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -267,6 +268,21 @@ def test_a_body_without_a_length_has_the_same_limit(client: httpx.Client) -> Non
     assert reply.status_code == 413
 
 
+def test_a_client_that_goes_away_is_no_fault(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of its body: nothing is logged, nothing is kept."""
+    place = client.base_url.host, client.base_url.port
+    for path in (b"/sessions/import", b"/responses"):
+        with socket.create_connection(place) as connection:
+            head = b" HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{"
+            connection.sendall(b"POST " + path + head)
+            connection.shutdown(socket.SHUT_WR)
+            assert b" 500 " not in connection.recv(9999)
+    assert client.get("/sessions").json()["data"] == []
+    assert "ClientDisconnect" not in caplog.text
+
+
 def test_routes_and_methods_that_are_not(client: httpx.Client) -> None:
     """In the same shape."""
     refused(client.get("/nothing"), 404, None)
@@ -287,6 +303,38 @@ def test_other_sites_can_do_nothing(client: httpx.Client) -> None:
         refused(client.delete("/sessions/s", headers=headers), 403, None)
     reply = client.get("/sessions", headers={"host": "evil.example"})
     refused(reply, 403, None)
+
+
+def test_no_other_site_may_read(client: httpx.Client) -> None:
+    """There is no CORS: a preflight is refused, and no reply lets another origin see it."""
+    origin = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    assert client.options("/responses", headers=origin).status_code == 405
+    for reply in (
+        client.options("/responses", headers=origin),
+        client.get("/sessions", headers={"origin": "https://app.example"}),
+        client.post("/responses", json={"input": "hi"}, headers={"origin": "null"}),
+    ):
+        assert not [name for name in reply.headers if name.startswith("access-control-")]
+
+
+def test_every_reply_has_the_security_headers(client: httpx.Client) -> None:
+    """Pages, JSON, streams, files, and errors from wherever they come."""
+    replies = [client.get(path) for path in ("/", "/sessions", "/page/app.js", "/docs", "/nothing")]
+    replies += [
+        client.post("/responses", json={"input": "say hi", "stream": True, "store": False}),
+        client.post("/responses", json={"input": "fail", "store": False}),
+        client.post("/responses", content=b"x" * 9 * MB),
+        client.put("/responses"),
+        client.get("/sessions", headers={"host": "evil.example"}),
+        client.head("/health"),
+    ]
+    assert [r.status_code for r in replies[4:]] == [404, 200, 502, 413, 405, 403, 200]
+    for reply in replies:
+        assert "default-src 'none'" in reply.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in reply.headers["content-security-policy"]
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        assert reply.headers["cross-origin-resource-policy"] == "same-origin"
+        assert reply.headers["referrer-policy"] == "no-referrer"
 
 
 def test_after_all_that_nothing_is_stored(client: httpx.Client) -> None:

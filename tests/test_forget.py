@@ -57,8 +57,8 @@ def pay() -> str:
 @pytest.fixture
 def app(backend: Backend) -> Iterator[RunningApp]:
     """A server behind a proxy that says who asks."""
-    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1")
-    app = RunningApp(place, tools=[recall, note, pay])
+    more = {"THREADKEEP_TRUST_PROXY_HEADERS": "1", "REQUESTS_PER_MINUTE": "6000"}
+    app = RunningApp(environment(backend, **more), tools=[recall, note, pay])
     yield app
     app.model.go_on.set()
     app.stop()

@@ -460,6 +460,7 @@ async def store(database: Database, items: list[Any]) -> None:
         owner="",
         items=encode_items(items),
         title=None,
+        room_until=9,
         new_epoch=new_epoch(),
     )
 

@@ -286,6 +286,7 @@ async def started(database: Database, backend: Backend, run_id: str, status: str
         created="{}",
         items=encode_items([user("a"), call("1")]),
         title=None,
+        room_until=9,
         epoch=0,
         seq=0,
         tag=0,

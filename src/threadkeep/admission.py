@@ -14,6 +14,7 @@ from threadkeep.database import Database, Row
 from threadkeep.errors import (
     QueueFullError,
     RunLostError,
+    SessionFullError,
     SessionNotFoundError,
     TurnGoneError,
 )
@@ -137,6 +138,7 @@ async def admit(
     database: Database,
     entrant: Entrant,
     items: Sequence[TResponseInputItem],
+    most_items: int,
     on_busy: OnBusy,
 ) -> Admitted:
     """Stores the input of a turn and takes its session; waits while another run has it.
@@ -148,20 +150,22 @@ async def admit(
         entrant: The run that the items belong to.
         items: The request. Where it tells another conversation than the one stored, the old one is
             kept as a fork.
+        most_items: How many items a session may have with this input.
         on_busy: Waits, or raises.
 
     Raises:
         SessionNotFoundError: The session is another owner's; nothing was written.
         InvalidInputError: The request can't be stored; nothing was written.
+        SessionFullError: The session has no room for it; nothing was written.
         DuplicateError: There is a run with this key already; nothing was written.
     """
     while True:
-        room = await _make_room(database, entrant, items)
+        room = await _make_room(database, entrant, items, most_items)
         if isinstance(room, Admitted):
             return room
         holder = None
         if room is not None:
-            begun = await _begin(database, entrant, *room)
+            begun = await _begin(database, entrant, *room, most_items)
             if isinstance(begun, Admitted):
                 return begun
             holder = begun["busy_run_id"]
@@ -169,6 +173,8 @@ async def admit(
                 resumed = await resume(database, entrant, begun["open_run_id"])
                 if resumed is not None:
                     return resumed
+            elif begun["full"]:
+                raise SessionFullError(most_items)
         await on_busy(holder)
         entrant = replace(entrant, waits=True)
 
@@ -269,7 +275,7 @@ async def take_back(
 
 
 async def _make_room(
-    database: Database, entrant: Entrant, items: Sequence[TResponseInputItem]
+    database: Database, entrant: Entrant, items: Sequence[TResponseInputItem], most_items: int
 ) -> tuple[list[TResponseInputItem], str] | Admitted | None:
     """Cuts the session back to where a whole view of it differs.
 
@@ -287,6 +293,8 @@ async def _make_room(
     resumed = await _take_up(database, entrant, plan.new)
     if resumed is not None:
         return resumed
+    if plan.keep + len(plan.new) > most_items:
+        raise SessionFullError(most_items)
     keep = history.seqs[plan.keep - 1] if plan.keep else 0
     fork_id = await branch_session(database, session_id, owner, history.position, keep)
     return None if fork_id is None else (plan.new, fork_id)
@@ -305,9 +313,15 @@ async def _take_up(
 
 
 async def _begin(
-    database: Database, entrant: Entrant, new: list[TResponseInputItem], fork_id: str
+    database: Database,
+    entrant: Entrant,
+    new: list[TResponseInputItem],
+    fork_id: str,
+    most_items: int,
 ) -> Admitted | Row:
     """Stores the input and takes the session; else tells why not."""
+    if len(new) > most_items:
+        raise SessionFullError(most_items)
     session_id, owner = entrant.session_id, entrant.owner
     known = cache_of(database).get(session_id, owner)
     first_epoch, encoded = new_epoch(), encode_items(new, "input")
@@ -319,6 +333,7 @@ async def _begin(
         input_hash=digest,
         title=title_of(new),
         fork_id=fork_id,
+        room_until=most_items - len(new),
         **asdict(known.position),
         new_epoch=first_epoch,
     )

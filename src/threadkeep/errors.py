@@ -26,6 +26,42 @@ class InvalidInputError(ThreadkeepError, ValueError):
         self.code = code
 
 
+class TooLargeError(InvalidInputError):
+    """A message or an item is larger than it may be. Send less, or in several. Nothing was written.
+
+    Args:
+        message: What is too large, by how much, and which setting says so.
+        param: Which one, as the caller names it (`items[0]`).
+        code: `message_too_large` or `item_too_large`.
+    """
+
+
+class SessionFullError(ThreadkeepError):
+    """The session has as many items as it may. Fork or rewind it, or start another."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"This session is full: it may have {limit} items (SESSION_MAX_ITEMS). Go on in a new "
+            "session, or in a fork that ends earlier, or rewind this one."
+        )
+
+
+class RateLimitError(ThreadkeepError):
+    """The owner has sent too many requests. Send it again when there is one left.
+
+    Args:
+        per_minute: How many there may be.
+        wait_ms: When there is one left, in milliseconds.
+    """
+
+    def __init__(self, per_minute: int, wait_ms: int) -> None:
+        self.retry_after = -(-wait_ms // 1000)
+        super().__init__(
+            f"That was too fast: {per_minute} requests a minute are taken (REQUESTS_PER_MINUTE). "
+            f"Send it again in {self.retry_after} s."
+        )
+
+
 class NeedsStoreError(InvalidInputError):
     """A tool needs an approval, and a turn that is not stored can't wait for one."""
 

@@ -31,10 +31,13 @@ from threadkeep.errors import (
     NewerCheckpointError,
     NotFoundError,
     QueueFullError,
+    RateLimitError,
     RunTimeoutError,
     SessionBusyError,
     SessionExistsError,
+    SessionFullError,
     ThreadkeepError,
+    TooLargeError,
     TurnGoneError,
 )
 from threadkeep.replay import NotDeterministicError
@@ -75,6 +78,7 @@ _STATUS = {
     "not_deterministic": 500,
     "queue_full": 429,
     "session_busy": 409,
+    "session_full": 422,
     "guardrail_tripped": 422,
     "agent_error": 500,
     "database_unavailable": 503,
@@ -111,6 +115,8 @@ def log_fault(where: str, error: BaseException) -> None:
 
 def describe(error: BaseException) -> Failure:
     """Tells what an exception means to whoever asked."""
+    if isinstance(error, TooLargeError):
+        return Failure(413, error.code, str(error), error.param)
     if isinstance(error, InvalidInputError):
         status = 422 if error.code.startswith("orphan") else 400
         return Failure(status, error.code, str(error), error.param)
@@ -122,6 +128,10 @@ def describe(error: BaseException) -> Failure:
         return Failure(503, "newer_release", str(error))
     if isinstance(error, QueueFullError):
         return Failure(429, "queue_full", str(error))
+    if isinstance(error, RateLimitError):
+        return Failure(429, "rate_limited", str(error))
+    if isinstance(error, SessionFullError):
+        return Failure(422, "session_full", str(error))
     if isinstance(error, NotDeterministicError):
         return Failure(500, "not_deterministic", str(error))
     if isinstance(error, DatabaseError):

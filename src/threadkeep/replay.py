@@ -59,6 +59,7 @@ from threadkeep.call_ids import CallIds, call_ids
 from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
 from threadkeep.journal import Decision, InDoubtError, Journal, ModelStep, ToolStep
+from threadkeep.limits import MAX_ITEM_BYTES
 from threadkeep.mend import UNKNOWN_OUTCOME
 from threadkeep.replay_tools import (
     Attempt,
@@ -115,6 +116,7 @@ def journaling(
     segment: str = "",
     decisions: Mapping[str, Decision] | None = None,
     approved_tools: Collection[str] = (),
+    item_bytes: int = MAX_ITEM_BYTES,
 ) -> Iterator[None]:
     """Journals the Runner call made within it, and answers it from what the journal holds.
 
@@ -125,6 +127,7 @@ def journaling(
             approval.
         decisions: What to do with calls in doubt, by their keys.
         approved_tools: Those that need no approval, as `tool_id` names them.
+        item_bytes: How large an item may be: what a tool gives is cut to that.
 
     Raises:
         InDoubtError: A call may have happened, its tool is not idempotent, and nobody decided.
@@ -132,7 +135,7 @@ def journaling(
         Exception: What the journal raised, whatever the SDK made of it.
     """
     _replace_functions()
-    attempt = Attempt(journal, run_id, decisions or {}, approved_tools)
+    attempt = Attempt(journal, run_id, decisions or {}, approved_tools, item_bytes)
     try:
         with within(Place(attempt, quote(segment, safe=" /"))):
             yield

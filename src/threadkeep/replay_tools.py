@@ -24,9 +24,6 @@ from agents import (
     AgentsException,
     FunctionTool,
     ToolOriginType,
-    ToolOutputFileContent,
-    ToolOutputImage,
-    ToolOutputText,
 )
 from agents.tool import (
     _FunctionToolInvocationResult,  # what the Runner takes from a call; it has no public name
@@ -38,6 +35,7 @@ from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
 from threadkeep.journal import Decision, InDoubtError, Journal, ToolStep
 from threadkeep.mend import UNKNOWN_OUTCOME
+from threadkeep.tool_output import bounded, bounded_text, plain
 
 
 class NotRecordedError(AgentsException):
@@ -49,7 +47,6 @@ ToolResult = _FunctionToolInvocationResult
 
 Marked = TypeVar("Marked", bound=Callable[..., Any] | FunctionTool)
 
-_STRUCTURED = (ToolOutputText, ToolOutputImage, ToolOutputFileContent)
 _MCP_HINTS = ("read_only_hint", "idempotent_hint", "readOnlyHint", "idempotentHint")
 _IDEMPOTENT = "__threadkeep_idempotent__"
 
@@ -119,21 +116,22 @@ def is_agent(tool: FunctionTool) -> bool:
 
 def encode_result(result: ToolResult) -> str:
     """What a tool gave, as JSON text."""
-    value = _plain(result.output)
+    value = plain(result.output)
     stored: dict[str, Any] = {"value": value} if _comes_back(value) else {"text": str(value)}
     if result.is_sdk_generated_error:
         stored["made_of_error"] = True
     return json_text(stored)
 
 
-def encode_error(error: BaseException) -> str:
-    """What a tool raised, as JSON text: its message, and how the Runner takes it."""
+def encode_error(error: BaseException, most: int) -> str:
+    """What a tool raised, as JSON text: its message, cut to `most` bytes, and how the Runner takes
+    it."""
     kind = "error"
     if isinstance(error, asyncio.CancelledError):
         kind = "cancelled"
     elif isinstance(error, AgentsException):
         kind = "sdk"
-    return json_text({"error": str(error), "kind": kind})
+    return json_text({"error": bounded_text(str(error), most), "kind": kind})
 
 
 def decode_outcome(text: str) -> ToolResult:
@@ -152,16 +150,6 @@ def decode_outcome(text: str) -> ToolResult:
     raise (_SdkToolFailedError if stored["kind"] == "sdk" else ToolFailedError)(stored["error"])
 
 
-def _plain(value: Any) -> Any:
-    """The SDK's images, files and texts as the dictionaries that mean the same to it."""
-    if isinstance(value, _STRUCTURED):
-        return value.model_dump(exclude_none=True)
-    if isinstance(value, (list, tuple)) and any(isinstance(v, _STRUCTURED) for v in value):
-        parts = [_plain(part) for part in value]
-        return parts if all(isinstance(part, dict) for part in parts) else value
-    return value
-
-
 def _comes_back(value: Any) -> bool:
     try:
         decoded = json.loads(json_text(value))
@@ -177,6 +165,7 @@ class Attempt:
         failure: The first error that must end the run. Agents as tools, guardrails and tools may
             turn an error into text, so whoever comes by raises it again.
         ended: Whether nothing of it may go on.
+        most: How large an item may be, in bytes.
     """
 
     def __init__(
@@ -185,8 +174,10 @@ class Attempt:
         run_id: str,
         decisions: Mapping[str, Decision],
         approved_tools: Collection[str],
+        most: int,
     ) -> None:
         self.journal = journal
+        self.most = most
         self.decisions = decisions
         self.approved_tools = approved_tools
         self.failure: Exception | None = None
@@ -399,19 +390,23 @@ class ToolCalls(Place):
         inside = Place(attempt, step.key, self.tools | {step.key}, many=True)
         try:
             with within(inside):
-                result = await invoke()
+                result = self._bounded(await invoke())
             outcome = encode_result(result)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise  # the run is cancelled, or a call beside this one failed: it is in doubt
-            await self._end(step, "done", encode_error(error), inside)
+            await self._end(step, "done", encode_error(error, attempt.most), inside)
             raise
         except Exception as error:
-            await self._end(step, "failed", encode_error(error), inside)
+            await self._end(step, "failed", encode_error(error, attempt.most), inside)
             raise
         await self._end(step, "done", outcome, inside)
         return result
+
+    def _bounded(self, result: ToolResult) -> ToolResult:
+        """What a tool gave, or as much of it as an item may hold."""
+        return replace(result, output=bounded(result.output, self.attempt.most))
 
     async def _end(
         self, step: ToolStep, status: Literal["done", "failed"], output: str, inside: Place
@@ -441,7 +436,7 @@ class ToolCalls(Place):
         result = None
         try:
             with within(Place(self.attempt, step.key, self.tools, only_replay=only_replay)):
-                result = await invoke()
+                result = self._bounded(await invoke())
         except Exception:
             await self.attempt.check(self)
             if earlier is None:

@@ -386,6 +386,7 @@ class Run:
             segment=admitted.checkpoint.run_id if admitted.checkpoint else "",
             decisions=self._log.decisions,
             approved_tools=admitted.approved_tools,
+            item_bytes=self._limits.item_bytes,
         ):
             await self._make()
 

@@ -104,6 +104,7 @@ class Entry:
             SessionBusyError: The session is another run's, and this one does not wait.
             RollbackError: That one can't be rolled back.
             QueueFullError: Too many wait already.
+            SessionFullError: The session has no room for the input.
             RunLostError: It was taken over, and its session has gone.
         """
         await self._wait_in_line()
@@ -220,4 +221,5 @@ class Entry:
         entrant = replace(self._entrant, waits=self.is_stored)
         if request.goes_on_from:
             return await go_on(self._database, entrant, request.goes_on_from, self._on_busy)
-        return await admit(self._database, entrant, request.items, self._on_busy)
+        most_items = self._limits.session_items
+        return await admit(self._database, entrant, request.items, most_items, self._on_busy)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from agents import Agent, RunConfig, TResponseInputItem
 
 from threadkeep.database import Row
+from threadkeep.limits import MAX_ITEM_BYTES, MAX_SESSION_ITEMS
 from threadkeep.response_events import Event
 from threadkeep.run_log import LOST_AFTER_MS
 
@@ -118,6 +119,8 @@ class Limits:
         lost_after_ms: After how long a silent run has lost its process, in milliseconds.
         attempts: How many processes may work on a run.
         approval_expiry_ms: For how long a call may wait for a decision, in milliseconds.
+        item_bytes: How large an item may be as it is stored; what a tool gives is cut to that.
+        session_items: How many items a session may have with the input of a turn.
     """
 
     timeout: float
@@ -125,3 +128,5 @@ class Limits:
     lost_after_ms: int = LOST_AFTER_MS
     attempts: int = MAX_ATTEMPTS
     approval_expiry_ms: int = 7 * 24 * 3600 * 1000
+    item_bytes: int = MAX_ITEM_BYTES
+    session_items: int = MAX_SESSION_ITEMS

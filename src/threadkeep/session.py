@@ -19,7 +19,7 @@ from agents import RunContextWrapper, SessionSettings, TResponseInputItem
 
 from threadkeep.connect import hold, release
 from threadkeep.database import Database
-from threadkeep.errors import ClosedError, InvalidInputError, SessionNotFoundError
+from threadkeep.errors import ClosedError, InvalidInputError, SessionFullError, SessionNotFoundError
 from threadkeep.history import (
     cache_of,
     check_id,
@@ -28,7 +28,8 @@ from threadkeep.history import (
     new_epoch,
     read_history,
 )
-from threadkeep.mend import mended
+from threadkeep.limits import MAX_SESSION_ITEMS, check_size
+from threadkeep.mend import is_callers, mended
 from threadkeep.session_turn import current_turn, hold_turn
 from threadkeep.titles import title_of
 
@@ -126,26 +127,38 @@ class Session:
 
         Raises:
             InvalidInputError: An item can't be stored; nothing was written.
+            TooLargeError: An item is larger than 4 MiB; nothing was written.
+            SessionFullError: The session has 100,000 items, and this would begin a turn; nothing
+                was written.
             SessionNotFoundError: The session is another owner's; nothing was written.
             DatabaseError: Nothing was written.
         """
         encoded = encode_items(items)
+        for index, text in enumerate(encoded):
+            check_size(text, f"items[{index}]")
         if not encoded:
             return
         turn = current_turn(self._open_database(), self.session_id, self._owner)
         if turn is not None:
             turn.added += encoded
             return
+        begins_turn = any(is_callers(item) for item in items)
+        if begins_turn and len(items) > MAX_SESSION_ITEMS:
+            raise SessionFullError(MAX_SESSION_ITEMS)
         rows = await self._open_database().call(
             "append_items",
             session_id=self.session_id,
             owner=self._owner,
             items=encoded,
             title=title_of(items),
+            # What a turn adds that has begun is stored in any case: half a turn helps nobody.
+            room_until=MAX_SESSION_ITEMS - len(items) if begins_turn else NEWEST,
             new_epoch=new_epoch(),
         )
         if not rows[0]["owned"]:
             raise SessionNotFoundError
+        if rows[0]["full"]:
+            raise SessionFullError(MAX_SESSION_ITEMS)
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None

@@ -29,9 +29,11 @@ from threadkeep.errors import (
     ConflictError,
     InvalidInputError,
     SessionExistsError,
+    SessionFullError,
     SessionNotFoundError,
 )
 from threadkeep.history import MAX_DEPTH, check_id, is_deeper, json_text, new_epoch
+from threadkeep.limits import check_size
 from threadkeep.stored_sessions import check_metadata, check_title, session_object
 
 T = TypeVar("T")
@@ -84,25 +86,34 @@ async def export_session(database: Database, session_id: str, owner: str) -> Asy
 
 
 async def import_session(
-    database: Database, owner: str, lines: AsyncIterator[bytes]
+    database: Database,
+    owner: str,
+    lines: AsyncIterator[bytes],
+    *,
+    item_bytes: int | None = None,
+    session_items: int | None = None,
 ) -> dict[str, Any]:
     """Makes a session of lines, all or nothing.
 
     Args:
         owner: Whose it will be.
         lines: As `export_session` gives them.
+        item_bytes: How large an item may be; None: as large as it is.
+        session_items: How many there may be; None: as many as there are.
 
     Returns:
         The session.
 
     Raises:
         InvalidInputError: A line can't be used; it is named, and nothing was kept.
+        TooLargeError: An item is too large.
+        SessionFullError: There are too many.
         SessionExistsError: There is a session with its id, whoever owns it.
     """
     staged = _Staged(database, owner)
     made = False
     try:
-        session = await _read_all(lines, staged)
+        session = await _read_all(lines, staged, item_bytes, session_items)
         rows = await database.call(
             "import_session", owner=owner, staged_id=staged.id, new_epoch=new_epoch(), **session
         )
@@ -241,7 +252,9 @@ class _Staged:
             await self.database.call("unstage_items", staged_id=self.id)
 
 
-async def _read_all(lines: AsyncIterator[bytes], staged: _Staged) -> dict[str, Any]:
+async def _read_all(
+    lines: AsyncIterator[bytes], staged: _Staged, item_bytes: int | None, session_items: int | None
+) -> dict[str, Any]:
     """Stages the items; gives what `import_session` has to know of their session."""
     session: dict[str, Any] | None = None
     number = 0
@@ -252,10 +265,15 @@ async def _read_all(lines: AsyncIterator[bytes], staged: _Staged) -> dict[str, A
         reader = _Line(line, number)
         if session is None:
             session = _session_of(reader)
+            if session_items is not None and session["count"] > session_items:
+                raise SessionFullError(session_items)
         else:
             if staged.count == session["count"]:
                 reader.fail(f"is one more item than the first line tells of ({staged.count})")
-            await staged.add(*_item_of(reader, staged.count + 1))
+            data, run_id, created_at = _item_of(reader, staged.count + 1)
+            if item_bytes is not None:
+                check_size(data, f"line {number}", item_bytes)
+            await staged.add(data, run_id, created_at)
     if session is None:
         raise InvalidInputError("There is nothing to import: no line of a session.", code="empty")
     if staged.count != session["count"]:

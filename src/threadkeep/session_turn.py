@@ -18,8 +18,14 @@ from dataclasses import asdict, dataclass, field
 from agents import TResponseInputItem
 
 from threadkeep.database import Database, Row
-from threadkeep.errors import InvalidInputError, RunLostError, SessionNotFoundError
+from threadkeep.errors import (
+    InvalidInputError,
+    RunLostError,
+    SessionFullError,
+    SessionNotFoundError,
+)
 from threadkeep.history import absorb, cache_of, new_epoch
+from threadkeep.limits import MAX_SESSION_ITEMS
 from threadkeep.response_events import new_id
 from threadkeep.run_log import LOST_AFTER_MS, End, RunLog, RunPlace
 from threadkeep.stored_runs import LOOK_SECONDS
@@ -72,6 +78,7 @@ async def hold_turn(database: Database, session_id: str, owner: str) -> AsyncIte
     Raises:
         InvalidInputError: This code runs in a turn of the session already.
         SessionNotFoundError: The session is another owner's.
+        SessionFullError: The session has as many items as it may.
         RunLostError: The process gave no sign of life for too long, or the session was deleted;
             nothing was stored.
     """
@@ -179,12 +186,15 @@ class _Taking:
             input_hash="",
             title=None,
             fork_id="",
+            room_until=MAX_SESSION_ITEMS - 1,
             **asdict(known.position),
             new_epoch=first_epoch,
         )
         row = rows[0]
         if not row["owned"]:
             raise SessionNotFoundError
+        if row["busy"] and row["full"]:
+            raise SessionFullError(MAX_SESSION_ITEMS)
         if row["busy"]:
             return None
         if len(rows) == row["head"] - row["base"]:  # else it could not see what came meanwhile

@@ -13,6 +13,7 @@ from dotenv import load_dotenv
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from threadkeep.errors import SettingsError
+from threadkeep.limits import MAX_ITEM_BYTES, MAX_SESSION_ITEMS
 
 
 def load_env(folder: Path) -> None:
@@ -111,6 +112,11 @@ class Settings(DatabaseSettings):
         "enqueue", alias="SESSION_CONCURRENCY"
     )
     session_queue_limit: int = Field(100, alias="SESSION_QUEUE_LIMIT", ge=1)
+    request_max_bytes: int = Field(8 * 1024 * 1024, alias="REQUEST_MAX_BYTES", ge=1024)
+    message_max_chars: int = Field(2_000_000, alias="MESSAGE_MAX_CHARS", ge=1)
+    item_max_bytes: int = Field(MAX_ITEM_BYTES, alias="ITEM_MAX_BYTES", ge=4096)
+    session_max_items: int = Field(MAX_SESSION_ITEMS, alias="SESSION_MAX_ITEMS", ge=1)
+    requests_per_minute: int | None = Field(None, alias="REQUESTS_PER_MINUTE", ge=1, le=6000)
     run_retention_days: float = Field(7, alias="RUN_RETENTION_DAYS", gt=0)
     session_retention_days: float | None = Field(
         None, alias="SESSION_RETENTION_DAYS", gt=0, le=36500

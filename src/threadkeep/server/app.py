@@ -24,6 +24,7 @@ from threadkeep.search import keep_indexing
 from threadkeep.server import approvals, health, pages, responses, sessions
 from threadkeep.server.errors import add_error_handlers
 from threadkeep.server.guard import Guard
+from threadkeep.server.openapi import document
 from threadkeep.server.requests import ResponsesRequest
 from threadkeep.server.run_requests import (
     AgentContext,
@@ -79,6 +80,8 @@ def create_app(
         settings.task_timeout_seconds,
         settings.session_queue_limit,
         approval_expiry_ms=int(settings.approval_expiry_days * 24 * 3600 * 1000),
+        item_bytes=settings.item_max_bytes,
+        session_items=settings.session_max_items,
     )
     app.state.api_keys = ApiKeys.parse(settings.api_keys) if settings.api_keys else None
     app.state.models = models
@@ -98,7 +101,12 @@ def create_app(
     if page:
         app.include_router(pages.router)
     add_error_handlers(app)
-    app.add_middleware(Guard, names=None if settings.knows_users else {settings.listen_host})
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    app.add_middleware(
+        Guard,
+        names=None if settings.knows_users else {settings.listen_host},
+        max_bytes=settings.request_max_bytes,
+    )
     return app
 
 

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from threadkeep.errors import ConflictError, QueueFullError, ThreadkeepError
+from threadkeep.errors import ConflictError, QueueFullError, RateLimitError, ThreadkeepError
 from threadkeep.failures import Failure, describe
 
 _TYPES = {
@@ -88,6 +88,8 @@ async def _threadkeep_error(_: Request, error: Exception) -> JSONResponse:
         return error_response(replace(error.failure, message=named), **{"x-should-retry": "false"})
     if isinstance(error, QueueFullError):
         return error_response(describe(error), **{"retry-after": RETRY_SECONDS})
+    if isinstance(error, RateLimitError):
+        return error_response(describe(error), **{"retry-after": str(error.retry_after)})
     if isinstance(error, ConflictError):
         return error_response(describe(error), **{"x-should-retry": "false"})
     return error_response(describe(error))

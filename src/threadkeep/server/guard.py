@@ -13,13 +13,11 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from threadkeep.failures import Failure, describe, log_fault
 from threadkeep.server.errors import error_response
-
-MAX_BODY_BYTES = 8 * 1024 * 1024
-"""Of a request."""
 
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
@@ -43,10 +41,12 @@ class Guard:
     Args:
         app: What comes behind.
         names: The host names to answer to, besides those of this machine; None: to all.
+        max_bytes: How large the body of a request may be.
     """
 
-    def __init__(self, app: ASGIApp, names: set[str] | None) -> None:
+    def __init__(self, app: ASGIApp, names: set[str] | None, max_bytes: int) -> None:
         self._app = app
+        self._max_bytes = max_bytes
         self._names = None if names is None else names | _LOCAL_NAMES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +70,9 @@ class Guard:
             await error_response(refusal)(scope, receive, send_with_headers)
             return
         try:
-            await self._app(scope, _limited(receive), send_with_headers)
+            await self._app(scope, self._limited(receive), send_with_headers)
+        except ClientDisconnect:
+            return  # in the middle of its request: nobody is there to be told, and nothing is wrong
         except Exception as error:  # noqa: BLE001 - the last place to make an answer of it
             log_fault(f"{scope['method']} {scope['path']}", error)
             if not begun:
@@ -89,9 +91,27 @@ class Guard:
         if scope["method"] not in _SAFE_METHODS and _from_another_site(headers, host):
             return Failure(403, "cross_site", "Another site can't do this for you.")
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-            return Failure(413, "too_large", _too_large())
+        if length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes):
+            return Failure(413, "too_large", self._too_large())
         return None
+
+    def _limited(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise HTTPException(413, self._too_large().removesuffix("."))
+            return message
+
+        return limited
+
+    def _too_large(self) -> str:
+        mib, rest = divmod(self._max_bytes, 1024 * 1024)
+        most = f"{self._max_bytes} bytes" if rest else f"{mib} MiB"
+        return f"The request is larger than {most} (REQUEST_MAX_BYTES). Send less at once."
 
 
 def _from_another_site(headers: Headers, host: str | None) -> bool:
@@ -107,21 +127,3 @@ def _host_of(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
-
-
-def _too_large() -> str:
-    return f"The request is larger than {MAX_BODY_BYTES // 1024 // 1024} MiB. Send less at once."
-
-
-def _limited(receive: Receive) -> Receive:
-    received = 0
-
-    async def limited() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > MAX_BODY_BYTES:
-            raise HTTPException(413, _too_large().removesuffix("."))
-        return message
-
-    return limited

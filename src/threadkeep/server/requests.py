@@ -8,9 +8,11 @@ from agents import TResponseInputItem
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from threadkeep.approvals import Verdict
-from threadkeep.errors import InvalidInputError
-from threadkeep.history import check_id, check_json
+from threadkeep.errors import InvalidInputError, TooLargeError
+from threadkeep.history import check_id, check_json, json_text
+from threadkeep.limits import check_size
 from threadkeep.response_events import new_id
+from threadkeep.titles import text_of
 
 MAX_ITEMS = 10_000
 """Of one request."""
@@ -125,6 +127,29 @@ def input_items(value: str | list[dict[str, Any]]) -> list[TResponseInputItem]:
             f"input has {len(value)} items; {MAX_ITEMS} at most can be sent at once.", param="input"
         )
     return [_checked(item, f"input[{index}]") for index, item in enumerate(value)]
+
+
+def check_sizes(items: list[TResponseInputItem], message_chars: int, item_bytes: int) -> None:
+    """Refuses an input of which a part is too large.
+
+    Args:
+        items: The input.
+        message_chars: How long the text of a message may be.
+        item_bytes: How large an item may be as it is stored.
+
+    Raises:
+        TooLargeError: It is; `param` says which.
+    """
+    for index, item in enumerate(items):
+        length = len(text_of(item.get("content")))
+        if length > message_chars:
+            raise TooLargeError(
+                f"This message has {length} characters; {message_chars} are taken "
+                "(MESSAGE_MAX_CHARS). Shorten it, or send it in several.",
+                param=f"input[{index}].content",
+                code="message_too_large",
+            )
+        check_size(json_text(item), f"input[{index}]", item_bytes)
 
 
 def verdicts(value: str | list[dict[str, Any]]) -> list[Verdict]:

@@ -12,14 +12,16 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from threadkeep.approvals import Verdict, decide, get_approval, repeated
-from threadkeep.errors import DuplicateError, InvalidInputError
+from threadkeep.database import Database
+from threadkeep.errors import DuplicateError, InvalidInputError, RateLimitError
 from threadkeep.failures import recalled, stopped
 from threadkeep.history import check_id, check_json
 from threadkeep.run import Run
 from threadkeep.server.errors import RunFailedError
 from threadkeep.server.identity import owner_of
-from threadkeep.server.requests import ResponsesRequest, input_items, verdicts
+from threadkeep.server.requests import ResponsesRequest, check_sizes, input_items, verdicts
 from threadkeep.server.sse import event_stream, with_html
+from threadkeep.settings import Settings
 
 router = APIRouter(tags=["responses"])
 
@@ -181,7 +183,9 @@ async def _decide(
 
 async def _start(body: ResponsesRequest, request: Request, owner: str, key: Key | None) -> Run:
     state = request.app.state
+    settings: Settings = state.settings
     items = input_items(body.input)
+    check_sizes(items, settings.message_max_chars, settings.item_max_bytes)
     check_json(body.metadata, "metadata")
     if body.background and not body.store:
         raise InvalidInputError(
@@ -192,15 +196,27 @@ async def _start(body: ResponsesRequest, request: Request, owner: str, key: Key 
         response_id = check_id(body.previous_response_id, "previous_response_id")
         body.conversation = await state.runs.session_of(response_id, owner)
     session_id = state.run_requests.session_id(body)
-    run: Run = state.runs.start(
-        state.run_requests.make(
-            body,
-            session_id,
-            owner,
-            items,
-            idempotency_key=key.name if key else None,
-            request_hash=key.request_hash if key else "",
-        )
+    run_request = state.run_requests.make(
+        body,
+        session_id,
+        owner,
+        items,
+        idempotency_key=key.name if key else None,
+        request_hash=key.request_hash if key else "",
     )
+    if settings.requests_per_minute is not None:
+        await _take_request(state.database, owner, settings.requests_per_minute)
+    run: Run = state.runs.start(run_request)
     await asyncio.shield(run.received)
     return run
+
+
+async def _take_request(database: Database, owner: str, per_minute: int) -> None:
+    """Counts a request, for all processes together.
+
+    Raises:
+        RateLimitError: There is none left.
+    """
+    rows = await database.call("take_request", owner=owner, share=60_000 // per_minute)
+    if rows[0]["wait_ms"]:
+        raise RateLimitError(per_minute, rows[0]["wait_ms"])

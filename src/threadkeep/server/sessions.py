@@ -18,6 +18,7 @@ from threadkeep.response_events import PLACEHOLDER_ID
 from threadkeep.server.markdown import render
 from threadkeep.server.responses import MAX_CURSOR, Owner
 from threadkeep.session import NEWEST
+from threadkeep.settings import Settings
 from threadkeep.stored_sessions import Change
 from threadkeep.titles import text_of
 
@@ -219,10 +220,17 @@ async def export_session(session_id: SessionId, request: Request, owner: Owner) 
 )
 async def import_session(request: Request, owner: Owner) -> dict[str, Any]:
     """Makes a session of what was exported, all or nothing; whoever sends it owns it. It is a 409
-    when its id is taken (`session_exists`). A body has 8 MiB at most: `threadkeep sessions import`
-    takes more."""
+    when its id is taken (`session_exists`). A body has REQUEST_MAX_BYTES at most, 8 MiB by default:
+    `threadkeep sessions import` takes more."""
     lines = session_export.split_lines(request.stream())
-    return await session_export.import_session(_database(request), owner, lines)
+    settings: Settings = request.app.state.settings
+    return await session_export.import_session(
+        _database(request),
+        owner,
+        lines,
+        item_bytes=settings.item_max_bytes,
+        session_items=settings.session_max_items,
+    )
 
 
 @router.get("/sessions/{session_id}/items", response_class=JSONResponse)

@@ -1,5 +1,7 @@
 /** The server's HTTP API, and a run's events as they come. Paths are relative: a proxy may add a prefix. */
 
+let keys = sessionStorage.getItem("threadkeep key") ? await import("./key.js") : null;
+
 /** What the server (or the way to it) answered instead of a result. */
 export class ApiError extends Error {
   /**
@@ -115,13 +117,23 @@ function query(values) {
 export async function call(path, options) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await ask(path, options);
   } catch {
     throw new ApiError(0, "The server can’t be reached.");
   }
   const body = await response.json().catch(() => null);
   if (response.ok && body) return body;
   throw new ApiError(response.status, body?.error?.message ?? `The server answered ${response.status}.`);
+}
+
+/** A server that takes keys asks for one; only then there is more to load. */
+async function ask(path, options) {
+  if (!keys) {
+    const response = await fetch(path, options);
+    if (!response.headers.has("WWW-Authenticate")) return response;
+    keys = await import("./key.js");
+  }
+  return keys.send(path, options);
 }
 
 const LAST = new Set([
@@ -166,7 +178,7 @@ export class Follower {
   #open() {
     const after = this.#last < 0 ? undefined : this.#last;
     const options = query({ stream: true, html: true, starting_after: after });
-    this.#source = new EventSource(`responses/${encodeURIComponent(this.#id)}?${options}`);
+    this.#source = new (keys?.Source ?? EventSource)(`responses/${encodeURIComponent(this.#id)}?${options}`);
     this.#source.onmessage = (message) => this.#take(message.data);
     this.#source.onerror = () => this.#lost();
   }

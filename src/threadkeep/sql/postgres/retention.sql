@@ -25,7 +25,9 @@ UNION ALL
 SELECT 'postings', count(*)
 FROM threadkeep.sessions s JOIN threadkeep.postings p ON p.search_no = s.search_no WHERE s.owner = :owner
 UNION ALL
-SELECT 'owner_keys', count(*) FROM threadkeep.owner_keys WHERE owner = :owner;
+SELECT 'owner_keys', count(*) FROM threadkeep.owner_keys WHERE owner = :owner
+UNION ALL
+SELECT 'request_rates', count(*) FROM threadkeep.request_rates WHERE owner = :owner;
 
 -- name: stop_owner
 -- Asks whichever processes have runs of an owner to stop them, and ends those whose process gave no sign of
@@ -104,7 +106,7 @@ UNION ALL SELECT 'postings', count(*) FROM postings;
 
 -- name: delete_stray_runs
 -- Removes what an owner has without a session: runs that have ended, with all that belongs to them, `limit` of
--- them at most; and approvals. The rows are what went, by table.
+-- them at most; approvals; and its rate. The rows are what went, by table.
 WITH chosen AS MATERIALIZED (
   SELECT r.run_id FROM threadkeep.runs r
   WHERE r.owner = :owner AND r.finished_at IS NOT NULL
@@ -124,9 +126,12 @@ approvals AS (
   DELETE FROM threadkeep.approvals a
   WHERE a.owner = :owner AND NOT EXISTS (
     SELECT 1 FROM threadkeep.sessions s WHERE s.session_id = a.session_id AND s.owner = :owner)
-  RETURNING 1)
+  RETURNING 1),
+request_rates AS (
+  DELETE FROM threadkeep.request_rates WHERE owner = :owner RETURNING 1)
 SELECT 'runs' AS name, count(*) AS count FROM runs
 UNION ALL SELECT 'run_events', count(*) FROM run_events
 UNION ALL SELECT 'model_calls', count(*) FROM model_calls
 UNION ALL SELECT 'tool_calls', count(*) FROM tool_calls
-UNION ALL SELECT 'approvals', count(*) FROM approvals;
+UNION ALL SELECT 'approvals', count(*) FROM approvals
+UNION ALL SELECT 'request_rates', count(*) FROM request_rates;

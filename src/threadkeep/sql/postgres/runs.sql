@@ -33,10 +33,11 @@ WHERE NOT EXISTS (
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
 -- read_items does. `busy`: another run has the session, which `busy_run_id` may name, or has waited for
 -- longer, or has not ended yet since its session was taken back; or the input is that of a run that can
--- be gone on with (`open_run_id`); or the run, which `waits` in the database, was deleted, ended or taken
--- over there (its row is locked, before that of the session, so that none of these can happen meanwhile).
--- Then nothing was written. Made again, it finds what was done: not busy, and nothing to read here. While
--- that can't be seen yet, it breaks on the `call_id` of the first item, and is made once more.
+-- be gone on with (`open_run_id`); or the session is `full`: it stands behind seq `room_until`; or the run,
+-- which `waits` in the database, was deleted, ended or taken over there (its row is locked, before that of
+-- the session, so that none of these can happen meanwhile). Then nothing was written. Made again, it finds
+-- what was done: not busy, and nothing to read here. While that can't be seen yet, it breaks on the
+-- `call_id` of the first item, and is made once more.
 WITH mine AS (
   SELECT FROM threadkeep.runs
   WHERE :waits::boolean AND run_id = :run_id AND attempt = :attempt::bigint
@@ -64,7 +65,7 @@ head AS (
       open_run_id = NULL,
       title = coalesce(s.title, excluded.title),
       updated_at = clock_timestamp()
-  WHERE s.owner = excluded.owner
+  WHERE s.owner = excluded.owner AND s.seq <= :room_until::bigint
     AND (s.run_id IS NULL OR :retried::boolean AND s.run_id = excluded.run_id)
     AND (s.open_run_id IS NOT NULL AND s.open_hash = :input_hash::text
          AND s.open_epoch = s.epoch AND s.open_seq = s.seq) IS NOT TRUE
@@ -104,14 +105,14 @@ news AS (
   UNION ALL
   SELECT seq, data, created_at FROM stored),
 other AS (
-  SELECT o.owner, o.run_id,
+  SELECT o.owner, o.run_id, o.seq > :room_until::bigint AS full,
          CASE WHEN o.open_hash = :input_hash::text AND o.open_epoch = o.epoch AND o.open_seq = o.seq
               THEN o.open_run_id END AS open_run_id
   FROM threadkeep.sessions o WHERE o.session_id = :session_id AND NOT EXISTS (SELECT FROM head))
 SELECT head.epoch, head.seq AS head,
        head.epoch IS NOT NULL OR other.owner IS NULL OR other.owner = :owner AS owned,
        head.epoch IS NULL AND NOT EXISTS (SELECT FROM done) AS busy,
-       other.run_id AS busy_run_id, other.open_run_id, head.approved_tools,
+       other.run_id AS busy_run_id, other.open_run_id, other.full, head.approved_tools,
        known.base, news.seq, news.data,
        (extract(epoch FROM news.created_at) * 1000)::bigint AS created_at
 FROM (SELECT) AS always

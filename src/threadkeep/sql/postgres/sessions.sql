@@ -12,7 +12,8 @@
 -- from looking at the epoch before it has the lock).
 
 -- name: append_items
--- Stores items behind the newest one; makes the session if it is new.
+-- Stores items behind the newest one; makes the session if it is new. `full`: it stood behind seq
+-- `room_until`, so nothing was written.
 WITH done AS (
   SELECT FROM threadkeep.items
   WHERE :retried::boolean AND session_id = :session_id AND call_id = :call_id::bigint),
@@ -26,14 +27,16 @@ head AS (
   SET seq = s.seq + cardinality(:items::text[]),
       title = coalesce(s.title, excluded.title),
       updated_at = clock_timestamp()
-  WHERE s.owner = excluded.owner
+  WHERE s.owner = excluded.owner AND s.seq <= :room_until::bigint
   RETURNING s.epoch, s.seq, s.updated_at),
 stored AS (
   INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at, call_id)
   SELECT :session_id, head.seq - cardinality(:items::text[]) + new.place, new.data, NULL,
          head.updated_at, CASE WHEN new.place = 1 THEN :call_id::bigint END
   FROM head, unnest(:items::text[]) WITH ORDINALITY AS new (data, place))
-SELECT head.epoch, head.seq, head.epoch IS NOT NULL OR EXISTS (SELECT FROM done) AS owned
+SELECT head.epoch, head.seq, head.epoch IS NULL AND NOT EXISTS (SELECT FROM done) AS full,
+       head.epoch IS NOT NULL OR EXISTS (SELECT FROM done) OR EXISTS (
+         SELECT 1 FROM threadkeep.sessions o WHERE o.session_id = :session_id AND o.owner = :owner) AS owned
 FROM (SELECT) AS always LEFT JOIN head ON true;
 
 -- name: read_items

@@ -24,7 +24,9 @@ UNION ALL
 SELECT 'postings', count(*)
 FROM sessions s JOIN postings p ON p.search_no = s.search_no WHERE s.owner = :owner
 UNION ALL
-SELECT 'owner_keys', count(*) FROM owner_keys WHERE owner = :owner;
+SELECT 'owner_keys', count(*) FROM owner_keys WHERE owner = :owner
+UNION ALL
+SELECT 'request_rates', count(*) FROM request_rates WHERE owner = :owner;
 
 -- name: stop_owner
 -- Asks whichever processes have runs of an owner to stop them, and ends those whose process gave no sign of
@@ -83,7 +85,7 @@ SELECT name, count FROM gone;
 
 -- name: delete_stray_runs
 -- Removes what an owner has without a session: runs that have ended, with all that belongs to them, `limit` of
--- them at most; and approvals. The rows are what went, by table.
+-- them at most; approvals; and its rate. The rows are what went, by table.
 CREATE TEMP TABLE IF NOT EXISTS chosen (id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TEMP TABLE IF NOT EXISTS gone (name TEXT NOT NULL, count INTEGER NOT NULL) STRICT;
 DELETE FROM gone;
@@ -104,6 +106,8 @@ DELETE FROM approvals
 WHERE owner = :owner
   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = approvals.session_id AND s.owner = :owner);
 INSERT INTO gone VALUES ('approvals', changes());
+DELETE FROM request_rates WHERE owner = :owner;
+INSERT INTO gone VALUES ('request_rates', changes());
 DELETE FROM runs WHERE run_id IN (SELECT id FROM chosen);
 INSERT INTO gone VALUES ('runs', changes());
 DELETE FROM chosen;

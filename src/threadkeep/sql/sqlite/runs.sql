@@ -23,8 +23,8 @@ WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owne
 -- Stores a run and its input, takes the session for it, and returns what came after (epoch, seq) as
 -- read_items does. `busy` = 1: another run has the session, which is `busy_run_id` then, or has waited
 -- for longer, or has not ended yet since its session was taken back; or the input is that of a run that
--- can be gone on with (`open_run_id`); or the run, which `waits` in the database, was deleted, ended or
--- taken over there. Then nothing was written.
+-- can be gone on with (`open_run_id`); or the session is `full`: it stands behind seq `room_until`; or the
+-- run, which `waits` in the database, was deleted, ended or taken over there. Then nothing was written.
 INSERT INTO sessions (session_id, owner, epoch, created_at, updated_at)
 SELECT :session_id, :owner, :new_epoch, now, now FROM clock
 WHERE (:waits = 0 OR EXISTS (
@@ -44,7 +44,7 @@ SET seq = seq + json_array_length(:items),
     open_run_id = NULL,
     title = coalesce(title, :title),
     updated_at = (SELECT now FROM clock)
-WHERE session_id = :session_id AND owner = :owner AND run_id IS NULL
+WHERE session_id = :session_id AND owner = :owner AND run_id IS NULL AND seq <= :room_until
   AND (open_run_id IS NOT NULL AND open_hash = :input_hash AND open_epoch = epoch AND open_seq = seq)
     IS NOT TRUE
   AND (:waits = 0 OR EXISTS (
@@ -74,6 +74,7 @@ FROM sessions s, json_each(:items) j
 WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt;
 SELECT s.epoch, s.seq AS head, s.owner IS NULL OR s.owner = :owner AS owned,
        s.run_id IS NOT :run_id OR s.run_attempt <> :attempt AS busy, s.run_id AS busy_run_id,
+       s.seq > :room_until AS full,
        CASE WHEN s.open_hash = :input_hash AND s.open_epoch = s.epoch AND s.open_seq = s.seq
             THEN s.open_run_id END AS open_run_id,
        s.approved_tools, b.base, i.seq, i.data, i.created_at

@@ -3,7 +3,8 @@
 -- `owned` = 0 that it is somebody else's and nothing was changed.
 
 -- name: append_items
--- Stores items behind the newest one; makes the session if it is new.
+-- Stores items behind the newest one; makes the session if it is new. `full`: it stood behind seq
+-- `room_until`, so nothing was written.
 INSERT INTO sessions (session_id, owner, epoch, created_at, updated_at)
 SELECT :session_id, :owner, :new_epoch, now, now FROM clock WHERE true
 ON CONFLICT (session_id) DO NOTHING;
@@ -11,12 +12,13 @@ UPDATE sessions
 SET seq = seq + json_array_length(:items),
     title = coalesce(title, :title),
     updated_at = (SELECT now FROM clock)
-WHERE session_id = :session_id AND owner = :owner;
+WHERE session_id = :session_id AND owner = :owner AND seq <= :room_until;
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, NULL, s.updated_at
 FROM sessions s, json_each(:items) j
-WHERE s.session_id = :session_id AND s.owner = :owner;
-SELECT epoch, seq, owner = :owner AS owned FROM sessions WHERE session_id = :session_id;
+WHERE changes() > 0 AND s.session_id = :session_id;
+SELECT epoch, seq, changes() = 0 AS full, owner = :owner AS owned
+FROM sessions WHERE session_id = :session_id;
 
 -- name: read_items
 -- What came after (epoch, seq); everything when the epoch moved, or when the item at seq is another
