@@ -17,10 +17,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from threadkeep.database import Database, Row, Value
 from threadkeep.errors import ConflictError, DatabaseError
+
+T = TypeVar("T")
 
 TABLES = (
     "sessions",
@@ -87,7 +89,7 @@ class Comparison:
 
 MISSING = "not in TO: run the copy again"
 CHANGED = "changed in FROM while it was copied, or since: run the copy again"
-DIFFERENT = "FROM and TO hold something else"
+DIFFERENT = "not the same in TO: run the copy again, which brings what FROM has"
 UNKNOWN = "not in FROM"
 
 
@@ -136,29 +138,23 @@ async def compare_stores(source: Database, target: Database, told: Told = nobody
     """
     found = Comparison()
 
-    async def compare(pair: tuple[Row, Row]) -> None:
+    async def sum_both(pair: tuple[Row, Row]) -> tuple[_Sum, _Sum]:
         theirs, ours = pair
-        sums = [_Sum(), _Sum()]
-        await asyncio.gather(
-            sums[0].add_all(source, theirs, told), sums[1].add_all(target, ours, told)
-        )
-        found.source.update(sums[0].counts)
-        found.target.update(sums[1].counts)
-        if sums[0] != sums[1]:
-            found.different.add(theirs["session_id"], _difference(theirs, ours))
+        return await asyncio.gather(_sum(source, theirs, told), _sum(target, ours, told))
 
-    async def count(pair: tuple[Row, Row]) -> None:
-        ours, theirs = pair
-        if _is_there(ours) and not _is_there(theirs):
-            one = _Sum()
-            await one.add_all(target, ours, told)
-            found.target.update(one.counts)
-            found.different.add(ours["session_id"], UNKNOWN)
-
-    for one, other, work in ((source, target, compare), (target, source, count)):
-        async for ids in _listed(one):
-            heads = await asyncio.gather(_heads(one, ids), _heads(other, ids))
-            await _each(work, list(zip(*heads, strict=True)))
+    async for ids in _listed(source):
+        heads = await asyncio.gather(_heads(source, ids), _heads(target, ids))
+        pairs = list(zip(*heads, strict=True))
+        for (theirs, ours), sums in zip(pairs, await _each(sum_both, pairs), strict=True):
+            found.source.update(sums[0].counts)
+            found.target.update(sums[1].counts)
+            if sums[0] != sums[1]:
+                found.different.add(theirs["session_id"], _difference(theirs, ours))
+    async for ids in _listed(target):
+        for ours, theirs in zip(await _heads(target, ids), await _heads(source, ids), strict=True):
+            if _is_there(ours) and not _is_there(theirs):
+                found.target.update((await _sum(target, ours, told)).counts)
+                found.different.add(ours["session_id"], UNKNOWN)
     return found
 
 
@@ -275,11 +271,8 @@ class _Copy:
     async def _is_same(self, theirs: Row, ours: Row) -> bool:
         if _without_tag(theirs) != _without_tag(ours):
             return False
-        sums = [_Sum(), _Sum()]
-        await asyncio.gather(
-            sums[0].add_all(self.source, theirs), sums[1].add_all(self.target, ours)
-        )
-        return sums[0] == sums[1]
+        one, other = await asyncio.gather(_sum(self.source, theirs), _sum(self.target, ours))
+        return one == other
 
     async def _copy(self, head: Row) -> None:
         before = await _session_row(self.source, head)
@@ -330,23 +323,25 @@ class _Part:
     rows: list[dict[str, Any]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Sum:
     """Rows, counted by table, with a checksum. No order of them means anything to it."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    checksum: int = 0
+    counts: Counter[str]
+    checksum: int
 
-    async def add_all(self, database: Database, head: Row, told: Told = nobody) -> None:
-        """Takes all that lies under an id."""
-        async for part in _parts(database, head):
-            self.counts[part.table] += len(part.rows)
-            for row in part.rows:
-                text = json.dumps([part.table, sorted(part.of.items()), sorted(row.items())])
-                self.checksum += int.from_bytes(sha256(text.encode()).digest())
-            if part.table == "items":
-                told(len(part.rows))
-        self.checksum %= 2**256
+
+async def _sum(database: Database, head: Row, told: Told = nobody) -> _Sum:
+    """Of all that lies under an id."""
+    counts, checksum = Counter[str](), 0
+    async for part in _parts(database, head):
+        counts[part.table] += len(part.rows)
+        for row in part.rows:
+            text = json.dumps([part.table, sorted(part.of.items()), sorted(row.items())])
+            checksum += int.from_bytes(sha256(text.encode()).digest())
+        if part.table == "items":
+            told(len(part.rows))
+    return _Sum(counts, checksum % 2**256)
 
 
 async def _parts(database: Database, head: Row) -> AsyncIterator[_Part]:
@@ -439,18 +434,18 @@ def _without_tag(head: Row) -> dict[str, Any]:
 
 
 async def _each(
-    work: Callable[[tuple[Row, Row]], Awaitable[None]], pairs: Sequence[tuple[Row, Row]]
-) -> None:
+    work: Callable[[tuple[Row, Row]], Awaitable[T]], pairs: Sequence[tuple[Row, Row]]
+) -> list[T]:
     """Does work for all, several at the same time; none goes on when one has failed."""
     limit = asyncio.Semaphore(AT_ONCE)
 
-    async def do(pair: tuple[Row, Row]) -> None:
+    async def do(pair: tuple[Row, Row]) -> T:
         async with limit:
-            await work(pair)
+            return await work(pair)
 
     tasks = [asyncio.create_task(do(pair)) for pair in pairs]
     try:
-        await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
