@@ -220,30 +220,26 @@ async def test_only_what_is_new_is_copied_again(
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("sql", "said"),
-    [
-        ("UPDATE threadkeep.sessions SET session_id = 'x' WHERE session_id = 'a'", "1 that FROM "),
-        ("UPDATE threadkeep.sessions SET seq = seq + 1", "6 that have gone on in TO"),
-        ("UPDATE threadkeep.items SET created_at = LATER", "6 that have gone on in TO"),
-        ("UPDATE threadkeep.sessions SET updated_at = LATER, epoch = 7", "6 that have gone on"),
-        ("UPDATE threadkeep.runs SET attempt = 4 WHERE session_id = 'not yet'", "2 runs that have"),
-        ("UPDATE threadkeep.approvals SET status = 'approved'", "6 runs that have gone on in TO"),
-        ("UPDATE threadkeep.runs SET run_id = 'x' WHERE run_id = 'wann'", "1 runs that FROM does"),
-    ],
-)
-async def test_refused(
-    stores: tuple[Database, Database], source: SQLite, backend: Backend, sql: str, said: str
-) -> None:
+async def test_refused(stores: tuple[Database, Database], source: SQLite, backend: Backend) -> None:
     """What TO has of its own, or has gone on with, is not written over; nothing is changed."""
     await copy_store(*stores)
-    later = "4000000000000" if isinstance(backend, SQLite) else "'2090-01-01'"
-    backend.execute(sql.replace("LATER", later))
     source.execute("UPDATE sessions SET title = 'news'")
-    before = await compare_stores(*stores)
-    with pytest.raises(ConflictError, match=rf"{said}.* Nothing was changed"):
-        await copy_store(*stores)
-    assert await compare_stores(*stores) == before
+    for sql, said in (
+        ("runs SET attempt = 4 WHERE session_id = 'not yet'", "2 runs that have gone on in TO"),
+        ("approvals SET status = 'approved'", "8 runs that have gone on in TO"),
+        ("runs SET run_id = 'x' WHERE run_id = 'wann'", "1 runs that FROM does not have"),
+        ("items SET created_at = created_at + DAY WHERE session_id = 'a'", "1 that have gone on"),
+        ("sessions SET seq = seq + 1 WHERE session_id = 'B'", "2 that have gone on in TO"),
+        ("sessions SET updated_at = updated_at + DAY, epoch = 7", "6 that have gone on in TO"),
+        ("sessions SET session_id = 'x' WHERE session_id = 'a'", "1 that FROM does not have"),
+    ):
+        day = "86400000" if isinstance(backend, SQLite) else "interval '1 day'"
+        backend.execute(f"UPDATE threadkeep.{sql.replace('DAY', day)}")
+        before = await compare_stores(*stores)
+        with pytest.raises(ConflictError, match=rf"{said}.* Nothing was changed"):
+            await copy_store(*stores)
+        assert await compare_stores(*stores) == before
+    assert store_copy.AHEAD in (await troubles(stores)).values()
 
 
 @BOTH

@@ -90,6 +90,7 @@ class Comparison:
 MISSING = "not in TO: run the copy again"
 CHANGED = "changed in FROM while it was copied, or since: run the copy again"
 DIFFERENT = "not the same in TO: run the copy again, which brings what FROM has"
+AHEAD = "has gone on in TO since it was copied"
 UNKNOWN = "not in FROM"
 
 
@@ -124,8 +125,7 @@ async def copy_store(source: Database, target: Database, told: Told = nobody) ->
     await _remove_remains(target)
     copy = _Copy(source, target, told)
     async for ids in _listed(source):
-        heads = await asyncio.gather(_heads(source, ids), _heads(target, ids))
-        await _each(copy.bring, list(zip(*heads, strict=True)))
+        await _each(copy.bring, await _pairs(source, target, ids))
 
 
 async def compare_stores(source: Database, target: Database, told: Told = nobody) -> Comparison:
@@ -143,15 +143,14 @@ async def compare_stores(source: Database, target: Database, told: Told = nobody
         return await asyncio.gather(_sum(source, theirs, told), _sum(target, ours, told))
 
     async for ids in _listed(source):
-        heads = await asyncio.gather(_heads(source, ids), _heads(target, ids))
-        pairs = list(zip(*heads, strict=True))
+        pairs = await _pairs(source, target, ids)
         for (theirs, ours), sums in zip(pairs, await _each(sum_both, pairs), strict=True):
             found.source.update(sums[0].counts)
             found.target.update(sums[1].counts)
             if sums[0] != sums[1]:
                 found.different.add(theirs["session_id"], _difference(theirs, ours))
     async for ids in _listed(target):
-        for ours, theirs in zip(await _heads(target, ids), await _heads(source, ids), strict=True):
+        for theirs, ours in await _pairs(source, target, ids):
             if _is_there(ours) and not _is_there(theirs):
                 found.target.update((await _sum(target, ours, told)).counts)
                 found.different.add(ours["session_id"], UNKNOWN)
@@ -163,19 +162,17 @@ def _difference(theirs: Row, ours: Row) -> str:
         return MISSING
     if _without_tag(theirs) == _without_tag(ours):
         return DIFFERENT
-    if theirs["owner"] and ours["owner"] and ours["updated_at"] > theirs["updated_at"]:
-        return DIFFERENT
-    return CHANGED
+    return AHEAD if _is_ahead(ours, theirs) else CHANGED
 
 
 async def _check(source: Database, target: Database) -> None:
     """Refuses a target that holds what is not of the source, or has gone on since."""
     troubles = Troubles()
     async for ids in _listed(target):
-        for ours, theirs in zip(await _heads(target, ids), await _heads(source, ids), strict=True):
+        for theirs, ours in await _pairs(source, target, ids):
             if theirs["owner"] is None and (ours["owner"] is not None or not theirs["runs"]):
                 troubles.add(ours["session_id"], "that FROM does not have")
-            elif _is_ahead(ours, theirs):
+            elif _is_ahead(ours, theirs) or _has_parted(ours, theirs):
                 troubles.add(ours["session_id"], "that have gone on in TO since they were copied")
     if not troubles:
         await _check_runs(source, target, troubles)
@@ -207,13 +204,18 @@ async def _check_runs(source: Database, target: Database, troubles: Troubles) ->
 
 
 def _is_ahead(ours: Row, theirs: Row) -> bool:
-    """Whether a session is not what its original was before."""
+    """Whether a session has gone on since it was what its original is, or was before."""
     if ours["owner"] is None or theirs["owner"] is None:
         return False
-    if ours["updated_at"] > theirs["updated_at"]:
-        return True
     same_line = ours["epoch"] == theirs["epoch"]
-    return same_line and bool(ours["seq"] > theirs["seq"] or ours["tag"] != theirs["tag"])
+    return bool(
+        ours["updated_at"] > theirs["updated_at"] or (same_line and ours["seq"] > theirs["seq"])
+    )
+
+
+def _has_parted(ours: Row, theirs: Row) -> bool:
+    """Whether two sessions went on from the same items with others; their tags are of one seq."""
+    return bool(ours["epoch"] == theirs["epoch"] and ours["tag"] != theirs["tag"])
 
 
 async def _remove_remains(target: Database) -> None:
@@ -414,6 +416,14 @@ async def _listed(database: Database) -> AsyncIterator[list[Row]]:
     while rows := await database.call("list_copied", after=after, limit=IDS):
         after = rows[-1]["session_id"]
         yield rows
+
+
+async def _pairs(
+    source: Database, target: Database, listed: Sequence[Row]
+) -> list[tuple[Row, Row]]:
+    """What both sides know of ids."""
+    theirs, ours = await asyncio.gather(_heads(source, listed), _heads(target, listed))
+    return list(zip(theirs, ours, strict=True))
 
 
 async def _heads(database: Database, listed: Sequence[Row]) -> list[Row]:
