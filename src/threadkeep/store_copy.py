@@ -44,6 +44,9 @@ AT_ONCE = 8
 PAGE_ROWS, PAGE_CHARACTERS = 1_000, 2 * 1024 * 1024
 """What is read and stored at once, unless one row alone has more."""
 
+REMOVED = 10_000
+"""Items that are removed at once, at most."""
+
 SHOWN = 10
 """Of ids that something is wrong with, so many are named."""
 
@@ -230,10 +233,10 @@ async def _remove_remains(target: Database) -> None:
 
 async def _clear(target: Database, session_id: str) -> None:
     """Removes all that lies under an id that no session has."""
-    while (await target.call("remove_copied_items", session_id=session_id, limit=PAGE_ROWS * 10))[
-        0
-    ]["count"]:
-        pass
+    count = 1
+    while count:
+        rows = await target.call("remove_copied_items", session_id=session_id, limit=REMOVED)
+        count = rows[0]["count"]
     await target.call("remove_copied_runs", session_id=session_id)
 
 
