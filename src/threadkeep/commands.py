@@ -16,6 +16,7 @@ import click
 
 from threadkeep.command_line import OWNER, check_ids, command, printable, up_to_date
 from threadkeep.connect import connect, connect_postgres
+from threadkeep.copy_command import copy
 from threadkeep.encryption_commands import encryption
 from threadkeep.errors import DatabasePermissionError, InvalidInputError, NotFoundError
 from threadkeep.history import check_id, check_json
@@ -84,6 +85,7 @@ async def doctor(no_turn: bool) -> int:
 
 main.add_command(doctor, "preflight")
 main.add_command(sessions)
+main.add_command(copy)
 
 
 @main.command(short_help="Let another role use the schema.")
