@@ -19,16 +19,16 @@ from agent_server.agent import get_current_time, get_session_id
 from tests.backends import Backend, Lakebase, SQLite, new_postgres, postgres_server
 from tests.client import ANN, client_of
 from tests.fakes import FakeModel
-from tests.lakebase import LakebaseStandIn, lakebase_stand_in
 from tests.workshop import Workshop
 from threadkeep.server import AgentContext, create_app
 from threadkeep.settings import Settings
 from threadkeep.take_over import take_over_all
 
-if TYPE_CHECKING:  # most tests need no browser
+if TYPE_CHECKING:  # most tests need neither a browser nor Lakebase
     from playwright.sync_api import Browser, Page
 
     from tests.browser import Watched
+    from tests.lakebase import LakebaseStandIn
 
 T = TypeVar("T")
 
@@ -149,6 +149,8 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def running_lakebase() -> Iterator[LakebaseStandIn]:
     """The stand-in for Lakebase, running; tests take `lakebase`."""
+    from tests.lakebase import lakebase_stand_in  # brings the SDK of Databricks, which is large
+
     with lakebase_stand_in() as lakebase:
         yield lakebase
 
@@ -186,12 +188,26 @@ def as_service_principal(workspace: LakebaseStandIn, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(params=["sqlite", "postgres", "lakebase"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    """An empty database, of each kind in turn."""
+    """A database of each kind in turn: nothing is stored there."""
+    return new_backend(request, tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "postgres", "lakebase"])
+def bare_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """A database of each kind in turn, without our tables."""
+    return new_backend(request, tmp_path, bare=True)
+
+
+def new_backend(
+    request: pytest.FixtureRequest, tmp_path: Path, *, bare: bool = False
+) -> Backend:
+    """A database of the kind that a fixture's parameter names. In a SQLite file there is nothing,
+    since to make the tables there takes no time."""
     if request.param == "lakebase":
         stand_in: LakebaseStandIn = request.getfixturevalue("workspace")
-        return Lakebase(stand_in, stand_in.new_database())
+        return Lakebase(stand_in, stand_in.new_database(bare=bare))
     if request.param == "postgres":
-        return new_postgres(request.getfixturevalue("postgres"))
+        return new_postgres(request.getfixturevalue("postgres"), bare=bare)
     return SQLite(tmp_path / "threadkeep.db")
 
 

@@ -123,7 +123,7 @@ def model_url() -> Iterator[str]:
 @pytest.fixture
 def place(workspace: LakebaseStandIn) -> Lakebase:
     """An empty database on the stand-in."""
-    return Lakebase(workspace, workspace.new_database())
+    return Lakebase(workspace, workspace.new_database(bare=True))
 
 
 @pytest.fixture
@@ -150,8 +150,9 @@ async def made(place: Backend) -> None:
     await database.close()
 
 
-async def test_migrate(tmp_path: Path, backend: Backend) -> None:
+async def test_migrate(tmp_path: Path, bare_backend: Backend) -> None:
     """Tells what is missing without making anything; makes it; then it is up to date."""
+    backend = bare_backend
     folder = Folder(tmp_path / "folder", **settings_of(backend))
     database = connect(DatabaseSettings.read(backend.variables))
     missing = await database.pending()
@@ -171,7 +172,7 @@ async def test_migrate(tmp_path: Path, backend: Backend) -> None:
 
 async def test_migrate_without_rights(tmp_path: Path, postgres: str) -> None:
     """Says what is missing, or which grants would let the role see it."""
-    place = new_postgres(postgres)
+    place = new_postgres(postgres, bare=True)
     role = f"app of {place.name}"
     place.execute(f'CREATE ROLE "{role}" LOGIN')
     folder = Folder(tmp_path / "folder", DATABASE_URL=url_of(place, role))

@@ -35,6 +35,7 @@ class LakebaseStandIn(Workspace):
     def __init__(self, running: contextlib.ExitStack) -> None:
         super().__init__()
         self._numbers = count()
+        self._has_migrated = False
         for host in (HOST, FLAKY_HOST):
             check_free(host)
         radius = running.enter_context(radius_server(self.accepts))
@@ -65,10 +66,14 @@ class LakebaseStandIn(Workspace):
         """
         return self._postgres.sql(statement, database)
 
-    def new_database(self) -> str:
-        """The name of an empty database that the user owns."""
+    def new_database(self, *, bare: bool = False) -> str:
+        """The name of a new database that the user owns: our tables are there, or nothing is."""
         name = f"test_{next(self._numbers)}"
-        self._create(name)
+        if not bare and not self._has_migrated:
+            self._create("migrated")
+            self._postgres.migrate("migrated", self.user)
+            self._has_migrated = True
+        self._create(name, "" if bare else "TEMPLATE migrated STRATEGY file_copy")
         return name
 
     def empty(self) -> None:
@@ -125,8 +130,8 @@ class LakebaseStandIn(Workspace):
         self.cut_tls = False
         self.set_normal()
 
-    def _create(self, database: str) -> None:
-        self._postgres.sql(f'CREATE DATABASE {database} OWNER "{self.user}"', "postgres")
+    def _create(self, database: str, like: str = "") -> None:
+        self._postgres.sql(f'CREATE DATABASE {database} OWNER "{self.user}" {like}', "postgres")
 
 
 @contextlib.contextmanager
