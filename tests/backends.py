@@ -28,7 +28,10 @@ from threadkeep import postgres_schema
 if TYPE_CHECKING:
     from tests.lakebase import LakebaseStandIn
 
-_numbers = count()
+KEPT = 8
+"""Of the databases on a server, so many are kept: each is hundreds of files."""
+
+_numbers = count(KEPT)
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,11 @@ class Postgres:
         """The environment that leads there."""
         return {"DATABASE_URL": self.url}
 
-    def execute(self, sql: str) -> None:
+    def execute(self, *transactions: str) -> None:
         """Runs SQL behind the program's back."""
+        each = [part for sql in transactions for part in ("-c", sql)]
         subprocess.run(
-            [postgres_program("psql"), "-q", "-v", "ON_ERROR_STOP=1", self.url, "-c", sql],
+            [postgres_program("psql"), "-q", "-v", "ON_ERROR_STOP=1", self.url, *each],
             check=True,
             capture_output=True,
         )
@@ -97,9 +101,13 @@ Backend = SQLite | Postgres | Lakebase
 
 def new_postgres(server: str, *, bare: bool = False) -> Postgres:
     """A new database on a server: our tables are there and empty, or nothing is."""
-    backend = Postgres(server, f"test_{next(_numbers)}")
+    number = next(_numbers)
+    backend = Postgres(server, f"test_{number}")
     likeness = "" if bare else f" TEMPLATE {_migrated(server)} STRATEGY file_copy"
-    Postgres(server, "postgres").execute(f"CREATE DATABASE {backend.name}{likeness}")
+    Postgres(server, "postgres").execute(
+        f"DROP DATABASE IF EXISTS test_{number - KEPT} WITH (FORCE)",
+        f"CREATE DATABASE {backend.name}{likeness}",
+    )
     return backend
 
 

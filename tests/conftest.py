@@ -51,6 +51,15 @@ def prove(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("prove"))
 
 
+class _Server(uvicorn.Server):
+    """Stops at once: uvicorn's own looks for it ten times a second."""
+
+    async def main_loop(self) -> None:
+        while not self.should_exit:
+            await self.on_tick(0)
+            await asyncio.sleep(0.02)
+
+
 class RunningApp:
     """A real server in a thread of this process.
 
@@ -92,7 +101,7 @@ class RunningApp:
             log_level="error",
             timeout_graceful_shutdown=1,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._listener = config.bind_socket()
         port = self._listener.getsockname()[1]
         self._environment["PORT"] = str(port)
@@ -104,9 +113,13 @@ class RunningApp:
             assert self._thread.is_alive(), "the server did not start"
             self._thread.join(0.01)
 
+    def end(self) -> None:
+        """Tells it to stop as SIGTERM does."""
+        self._server.should_exit = True
+
     def stop(self) -> None:
         """Stops it as SIGTERM does."""
-        self._server.should_exit = True
+        self.end()
         self._thread.join(20)
         assert not self._thread.is_alive(), "the server did not stop"
         self._listener.close()
@@ -198,9 +211,7 @@ def bare_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     return new_backend(request, tmp_path, bare=True)
 
 
-def new_backend(
-    request: pytest.FixtureRequest, tmp_path: Path, *, bare: bool = False
-) -> Backend:
+def new_backend(request: pytest.FixtureRequest, tmp_path: Path, *, bare: bool = False) -> Backend:
     """A database of the kind that a fixture's parameter names. In a SQLite file there is nothing,
     since to make the tables there takes no time."""
     if request.param == "lakebase":
@@ -246,6 +257,8 @@ def running(
     shop.go_on.set()
     for app in apps:
         app.model.go_on.set()
+        app.end()
+    for app in apps:
         app.stop()
 
 

@@ -82,12 +82,13 @@ class LakebasePostgres:
         finally:
             self._programs.remove()
 
-    def sql(self, statement: str, database: str) -> str:
+    def sql(self, statement: str, database: str, *more: str) -> str:
         """Runs SQL as the superuser.
 
         Args:
             statement: One, or several, which are then one transaction.
             database: Where.
+            *more: Transactions after that.
 
         Returns:
             The rows, a line each, their columns separated by `|`.
@@ -99,6 +100,7 @@ class LakebasePostgres:
             [
                 *(postgres_program("psql"), "-qAtX", "-v", "ON_ERROR_STOP=1"),
                 *("-d", database, "-c", statement),
+                *(part for later in more for part in ("-c", later)),
                 *("-h", str(self._programs.folder), "-p", str(PORT), "-U", "postgres"),
             ],
             capture_output=True,
