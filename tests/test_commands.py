@@ -244,6 +244,15 @@ async def test_names_that_need_quotes(tmp_path: Path, postgres: str) -> None:
     assert sql.count(";\n") == 4
 
 
+def test_what_is_stored_is_looked_after_without_the_agents_sdk(tmp_path: Path) -> None:
+    """Which takes several times as long to import as all the rest."""
+    code = (
+        "import sys, threadkeep.adoption, threadkeep.session_branch, threadkeep.session_export\n"
+        "sys.exit('agents' in sys.modules)"
+    )
+    assert Folder(tmp_path / "folder").python(code).wait(60) == 0
+
+
 def test_what_is_for_postgres_only(tmp_path: Path) -> None:
     """Says so on SQLite, and makes no file."""
     folder = Folder(tmp_path / "folder", DATABASE_URL="sqlite:///app.db")
