@@ -250,7 +250,7 @@ def test_what_is_stored_is_looked_after_without_the_agents_sdk(tmp_path: Path) -
         "import sys, threadkeep.adoption, threadkeep.session_branch, threadkeep.session_export\n"
         "sys.exit('agents' in sys.modules)"
     )
-    assert Folder(tmp_path / "folder").python(code).wait(60) == 0
+    assert finish(Folder(tmp_path / "folder").python(code))[0] == 0
 
 
 def test_what_is_for_postgres_only(tmp_path: Path) -> None:
