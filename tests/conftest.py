@@ -19,16 +19,16 @@ from agent_server.agent import get_current_time, get_session_id
 from tests.backends import Backend, Lakebase, SQLite, new_postgres, postgres_server
 from tests.client import ANN, client_of
 from tests.fakes import FakeModel
-from tests.lakebase import LakebaseStandIn, lakebase_stand_in
 from tests.workshop import Workshop
 from threadkeep.server import AgentContext, create_app
 from threadkeep.settings import Settings
 from threadkeep.take_over import take_over_all
 
-if TYPE_CHECKING:  # most tests need no browser
+if TYPE_CHECKING:  # most tests need neither a browser nor Lakebase
     from playwright.sync_api import Browser, Page
 
     from tests.browser import Watched
+    from tests.lakebase import LakebaseStandIn
 
 T = TypeVar("T")
 
@@ -49,6 +49,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def prove(request: pytest.FixtureRequest) -> bool:
     """Whether a long proof is to take its whole time."""
     return bool(request.config.getoption("prove"))
+
+
+class _Server(uvicorn.Server):
+    """Stops at once: uvicorn's own looks for it ten times a second."""
+
+    async def main_loop(self) -> None:
+        while not self.should_exit:
+            await self.on_tick(0)
+            await asyncio.sleep(0.02)
 
 
 class RunningApp:
@@ -92,7 +101,7 @@ class RunningApp:
             log_level="error",
             timeout_graceful_shutdown=1,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._listener = config.bind_socket()
         port = self._listener.getsockname()[1]
         self._environment["PORT"] = str(port)
@@ -104,9 +113,13 @@ class RunningApp:
             assert self._thread.is_alive(), "the server did not start"
             self._thread.join(0.01)
 
+    def end(self) -> None:
+        """Tells it to stop as SIGTERM does."""
+        self._server.should_exit = True
+
     def stop(self) -> None:
         """Stops it as SIGTERM does."""
-        self._server.should_exit = True
+        self.end()
         self._thread.join(20)
         assert not self._thread.is_alive(), "the server did not stop"
         self._listener.close()
@@ -149,6 +162,8 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def running_lakebase() -> Iterator[LakebaseStandIn]:
     """The stand-in for Lakebase, running; tests take `lakebase`."""
+    from tests.lakebase import lakebase_stand_in  # brings the SDK of Databricks, which is large
+
     with lakebase_stand_in() as lakebase:
         yield lakebase
 
@@ -186,12 +201,24 @@ def as_service_principal(workspace: LakebaseStandIn, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(params=["sqlite", "postgres", "lakebase"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    """An empty database, of each kind in turn."""
+    """A database of each kind in turn: nothing is stored there."""
+    return new_backend(request, tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "postgres", "lakebase"])
+def bare_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """A database of each kind in turn, without our tables."""
+    return new_backend(request, tmp_path, bare=True)
+
+
+def new_backend(request: pytest.FixtureRequest, tmp_path: Path, *, bare: bool = False) -> Backend:
+    """A database of the kind that a fixture's parameter names. In a SQLite file there is nothing,
+    since to make the tables there takes no time."""
     if request.param == "lakebase":
         stand_in: LakebaseStandIn = request.getfixturevalue("workspace")
-        return Lakebase(stand_in, stand_in.new_database())
+        return Lakebase(stand_in, stand_in.new_database(bare=bare))
     if request.param == "postgres":
-        return new_postgres(request.getfixturevalue("postgres"))
+        return new_postgres(request.getfixturevalue("postgres"), bare=bare)
     return SQLite(tmp_path / "threadkeep.db")
 
 
@@ -230,6 +257,8 @@ def running(
     shop.go_on.set()
     for app in apps:
         app.model.go_on.set()
+        app.end()
+    for app in apps:
         app.stop()
 
 

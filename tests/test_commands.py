@@ -123,7 +123,7 @@ def model_url() -> Iterator[str]:
 @pytest.fixture
 def place(workspace: LakebaseStandIn) -> Lakebase:
     """An empty database on the stand-in."""
-    return Lakebase(workspace, workspace.new_database())
+    return Lakebase(workspace, workspace.new_database(bare=True))
 
 
 @pytest.fixture
@@ -150,8 +150,9 @@ async def made(place: Backend) -> None:
     await database.close()
 
 
-async def test_migrate(tmp_path: Path, backend: Backend) -> None:
+async def test_migrate(tmp_path: Path, bare_backend: Backend) -> None:
     """Tells what is missing without making anything; makes it; then it is up to date."""
+    backend = bare_backend
     folder = Folder(tmp_path / "folder", **settings_of(backend))
     database = connect(DatabaseSettings.read(backend.variables))
     missing = await database.pending()
@@ -171,7 +172,7 @@ async def test_migrate(tmp_path: Path, backend: Backend) -> None:
 
 async def test_migrate_without_rights(tmp_path: Path, postgres: str) -> None:
     """Says what is missing, or which grants would let the role see it."""
-    place = new_postgres(postgres)
+    place = new_postgres(postgres, bare=True)
     role = f"app of {place.name}"
     place.execute(f'CREATE ROLE "{role}" LOGIN')
     folder = Folder(tmp_path / "folder", DATABASE_URL=url_of(place, role))
@@ -241,6 +242,15 @@ async def test_names_that_need_quotes(tmp_path: Path, postgres: str) -> None:
     assert await session.get_items() == [user("hello")]
     await reader.close()
     assert sql.count(";\n") == 4
+
+
+def test_what_is_stored_is_looked_after_without_the_agents_sdk(tmp_path: Path) -> None:
+    """Which takes several times as long to import as all the rest."""
+    code = (
+        "import sys, threadkeep.adoption, threadkeep.session_branch, threadkeep.session_export\n"
+        "sys.exit('agents' in sys.modules)"
+    )
+    assert finish(Folder(tmp_path / "folder").python(code))[0] == 0
 
 
 def test_what_is_for_postgres_only(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def place(workspace: LakebaseStandIn, monkeypatch: pytest.MonkeyPatch) -> Lakeba
     """An empty database on the stand-in; where nobody answers, a short wait."""
     waits: Any = PostgresDatabase.__init__.__kwdefaults__
     monkeypatch.setitem(waits, "wait_seconds", 2.0)
-    return Lakebase(workspace, workspace.new_database())
+    return Lakebase(workspace, workspace.new_database(bare=True))
 
 
 def as_app(place: Lakebase, **more: str) -> dict[str, str]:

@@ -18,8 +18,8 @@ from threadkeep.errors import (
     NewerCheckpointError,
     TurnGoneError,
 )
-from threadkeep.replay_tools import tool_id
 from threadkeep.runs import Runs, continuation_key
+from threadkeep.tool_names import tool_id
 
 Status = Literal["pending", "approved", "rejected", "expired", "closed"]
 """`closed`: the session has gone on without it, or its run was cancelled."""

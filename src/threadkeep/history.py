@@ -18,13 +18,15 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from agents import TResponseInputItem
 from uuid_utils import uuid7
 
 from threadkeep.database import SEALED, Database, Row
 from threadkeep.errors import InvalidInputError, SealedError, SessionNotFoundError
+
+if TYPE_CHECKING:  # commands need no Agents SDK, which takes long to import
+    from agents import TResponseInputItem
 
 CACHE_BYTES = 64 * 1024 * 1024
 """How much history a process keeps of one database, in bytes."""
@@ -215,7 +217,7 @@ class History:
 
 def _fresh(blobs: Sequence[bytes]) -> list[TResponseInputItem]:
     return [
-        cast(TResponseInputItem, marshal.loads(blob))  # noqa: S302 - made by us, in memory
+        cast("TResponseInputItem", marshal.loads(blob))  # noqa: S302 - made by us, in memory
         for blob in blobs
     ]
 

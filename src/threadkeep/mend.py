@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from agents import TResponseInputItem
+if TYPE_CHECKING:
+    from agents import TResponseInputItem
 
 UNKNOWN_OUTCOME = "outcome unknown"
 """The output of a call of which nobody can say whether it happened."""
@@ -146,7 +147,7 @@ class _Call:
             output["status"] = "failed"
         if self.item.get("caller") is not None:
             output["caller"] = self.item["caller"]
-        return cast(TResponseInputItem, output)
+        return cast("TResponseInputItem", output)
 
 
 class _Mender:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from agents import (
     AgentsException,
@@ -35,6 +35,7 @@ from threadkeep.errors import ClosedError, ThreadkeepError
 from threadkeep.history import json_text
 from threadkeep.journal import Decision, InDoubtError, Journal, ToolStep
 from threadkeep.mend import UNKNOWN_OUTCOME
+from threadkeep.tool_names import tool_id
 from threadkeep.tool_output import bounded, bounded_text, plain
 
 
@@ -95,17 +96,6 @@ def tool_key() -> str | None:
     """
     place = current_place.get()
     return place.tool_key() if place is not None else None
-
-
-def tool_id(agent_name: str, tool_name: str) -> str:
-    """What names a tool of an agent, among those that need no approval in a session."""
-    return f"{quote(agent_name, safe=' ')}/{tool_name}"
-
-
-def tool_of(named: str) -> dict[str, str]:
-    """The `agent` and the `name` of a tool that `tool_id` names."""
-    agent, _, name = named.partition("/")
-    return {"agent": unquote(agent), "name": name}
 
 
 def is_agent(tool: FunctionTool) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from threadkeep.database import Database, Row
 from threadkeep.errors import InvalidInputError, SessionNotFoundError
 from threadkeep.history import UNSTORABLE, cache_of, check_json, decode_item, json_text
-from threadkeep.replay_tools import tool_of
+from threadkeep.tool_names import tool_of
 
 MAX_TITLE = 200
 """Of a session, in characters."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from agents import TResponseInputItem
+if TYPE_CHECKING:
+    from agents import TResponseInputItem
 
 TITLE_LENGTH = 80
 """Of a title made from the first message, in characters."""

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.backends import PostgresPrograms
+from tests.backends import PostgresPrograms, migrate, postgres_program
 from tests.lakebase.radius import Radius
 
 PORT = 5432
@@ -54,7 +54,7 @@ class LakebasePostgres:
         if not self._is_up:
             self._programs.start(
                 f"-p {PORT} -c listen_addresses={HOST} -c ssl=on "
-                "-c shared_buffers=16MB -c max_connections=200 -c autovacuum=off"
+                "-c shared_buffers=16MB -c max_connections=200"
             )
 
     def stop(self) -> None:
@@ -82,12 +82,13 @@ class LakebasePostgres:
         finally:
             self._programs.remove()
 
-    def sql(self, statement: str, database: str) -> str:
+    def sql(self, statement: str, database: str, *more: str) -> str:
         """Runs SQL as the superuser.
 
         Args:
             statement: One, or several, which are then one transaction.
             database: Where.
+            *more: Transactions after that.
 
         Returns:
             The rows, a line each, their columns separated by `|`.
@@ -97,7 +98,9 @@ class LakebasePostgres:
         """
         done = subprocess.run(
             [
-                *("psql", "-qAtX", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", statement),
+                *(postgres_program("psql"), "-qAtX", "-v", "ON_ERROR_STOP=1"),
+                *("-d", database, "-c", statement),
+                *(part for later in more for part in ("-c", later)),
                 *("-h", str(self._programs.folder), "-p", str(PORT), "-U", "postgres"),
             ],
             capture_output=True,
@@ -107,6 +110,16 @@ class LakebasePostgres:
         if done.returncode:
             raise RuntimeError(done.stderr)
         return done.stdout.rstrip("\n")
+
+    def migrate(self, database: str, role: str) -> None:
+        """Makes the tables of this release in a database, as a role."""
+        migrate(
+            role,
+            host=str(self._programs.folder),
+            port=PORT,
+            user="postgres",
+            database=database,
+        )
 
     @property
     def _pid_file(self) -> Path:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import databricks.sdk  # noqa: F401 - the first login of a test must not wait for it
 
+from tests.backends import KEPT
 from tests.lakebase.api import workspace_api
 from tests.lakebase.flaky import flaky_way
 from tests.lakebase.postgres import FLAKY_HOST, HOST, PORT, check_free, lakebase_postgres
@@ -34,7 +35,8 @@ class LakebaseStandIn(Workspace):
 
     def __init__(self, running: contextlib.ExitStack) -> None:
         super().__init__()
-        self._numbers = count()
+        self._numbers = count(KEPT)
+        self._has_migrated = False
         for host in (HOST, FLAKY_HOST):
             check_free(host)
         radius = running.enter_context(radius_server(self.accepts))
@@ -65,11 +67,17 @@ class LakebaseStandIn(Workspace):
         """
         return self._postgres.sql(statement, database)
 
-    def new_database(self) -> str:
-        """The name of an empty database that the user owns."""
-        name = f"test_{next(self._numbers)}"
-        self._create(name)
-        return name
+    def new_database(self, *, bare: bool = False) -> str:
+        """The name of a new database that the user owns: our tables are there, or nothing is."""
+        number = next(self._numbers)
+        if not bare and not self._has_migrated:
+            self._create("migrated")
+            self._postgres.migrate("migrated", self.user)
+            self._has_migrated = True
+        old = f"DROP DATABASE IF EXISTS test_{number - KEPT} WITH (FORCE)"
+        likeness = "" if bare else "TEMPLATE migrated STRATEGY file_copy"
+        self._postgres.sql(old, "postgres", self._creation(f"test_{number}", likeness))
+        return f"test_{number}"
 
     def empty(self) -> None:
         """Puts an empty database in the place of `databricks_postgres`, whoever is in it."""
@@ -126,7 +134,10 @@ class LakebaseStandIn(Workspace):
         self.set_normal()
 
     def _create(self, database: str) -> None:
-        self._postgres.sql(f'CREATE DATABASE {database} OWNER "{self.user}"', "postgres")
+        self._postgres.sql(self._creation(database), "postgres")
+
+    def _creation(self, database: str, likeness: str = "") -> str:
+        return f'CREATE DATABASE {database} OWNER "{self.user}" {likeness}'
 
 
 @contextlib.contextmanager

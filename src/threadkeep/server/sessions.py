@@ -13,7 +13,6 @@ from threadkeep import search, session_branch, session_export, stored_sessions
 from threadkeep.database import Database, Row
 from threadkeep.errors import InvalidInputError, SessionNotFoundError
 from threadkeep.history import check_id, decode_item, json_text, report_damage
-from threadkeep.replay_tools import tool_id
 from threadkeep.response_events import PLACEHOLDER_ID
 from threadkeep.server.markdown import render
 from threadkeep.server.responses import MAX_CURSOR, Owner
@@ -21,6 +20,7 @@ from threadkeep.session import NEWEST
 from threadkeep.settings import Settings
 from threadkeep.stored_sessions import Change
 from threadkeep.titles import text_of
+from threadkeep.tool_names import tool_id
 
 router = APIRouter(tags=["sessions"])
 
