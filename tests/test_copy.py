@@ -342,7 +342,7 @@ def test_lakebase(source: SQLite, backend: Backend) -> None:
 
 def test_what_can_not_be_copied(source: SQLite, postgres: str, tmp_path: Path) -> None:
     """Says which side it is, and what to do; nothing is made, and no password told."""
-    there = new_postgres(postgres)
+    there = new_postgres(postgres, bare=True)
     none = tmp_path / "none.db"
     unknown = f"{there.url}_unknown".replace("postgres@", "postgres:secret@")
     for arguments, said in (

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.backends import Backend
+from tests.backends import Backend, SQLite
 from tests.client import ANN, ask, client_of, contents
 from tests.conftest import RunningApp, environment
+from tests.full_store import fill, read_all
 from tests.test_forget import MARK, marked, note, pay, recall, scan, tables
 from tests.test_mend import user
 from threadkeep import Session, sealing
@@ -23,7 +24,7 @@ from threadkeep.connect import connect
 from threadkeep.database import SEALED, Database, load_statements
 from threadkeep.errors import DatabaseUnavailableError, SealedError, SettingsError
 from threadkeep.owners import count_of, forget
-from threadkeep.sealing import SEALED_PARAMETERS, MasterKeys, new_master
+from threadkeep.sealing import SEALED_COLUMNS, SEALED_PARAMETERS, MasterKeys, new_master
 from threadkeep.search import catch_up, search_sessions
 from threadkeep.settings import DatabaseSettings
 from threadkeep.stored_sessions import assign_sessions, get_session
@@ -34,15 +35,17 @@ BOTH = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
 # What is no content: ids, owners, numbers, times, states, names of tools, and hashes. To be looked
 # at whenever a statement gets a parameter of another name.
 OPEN = """
-after again_after approval_expiry approval_id approval_ids approval_keys approval_kind attempt
-before beyond blocks checkpoint_version count created_at epoch
-expires_at first first_item first_seq fork_epoch fork_id given_up_after hits how idempotency_key
-indexed_epoch indexed_seq input_hash item_seq journal_id keep key_id lease limit made master_id
-master_ids model_keys model_requests new_epoch new_owner old_master_id older_than open open_hash
-open_run_id own owner parent_session_id request_hash reset_epoch run_id run_ids scope
-search_no search_nos seq seqs session_id session_ids staged_id stale_after status statuses tag
-tell_tries timed times titled tool_approvals tool_keys tool_repeatable tool_states tools
-updated_at waits watch_for wrapped
+after again_after alive_at always approval_expiry approval_id approval_ids approval_keys
+approval_kind approved_tools attempt base_seq before beyond blocks checkpoint_run_id
+checkpoint_version count created_at decided_at epoch expires_at finished_at first first_item
+first_seq fork_epoch fork_id given_up_after hits how idempotency_key indexed_epoch indexed_seq
+input_count input_hash item_seq journal_id keep key key_id kind lease limit made master_id
+master_ids model_keys model_requests new_epoch new_owner old_master_id older_than open
+open_epoch open_hash open_run_id open_seq own owner parent_session_id repeatable request_hash
+reset_epoch room_until run_alive_at run_attempt run_id run_ids run_items scope search_no
+search_nos seq seqs session_id session_ids share size staged_id stale_after status statuses
+stop_requested tag tell_at tell_tries timed times titled tool_approvals tool_keys
+tool_repeatable tool_states tools updated_at waits watch_for wrapped
 """
 # Those of the search index are told by a keyed hash.
 HASHED = {"terms"}
@@ -179,7 +182,7 @@ async def test_without_the_key(backend: Backend, sealed: Opens, master: str) -> 
     with pytest.raises(SealedError, match="Set ENCRYPTION_KEY"):
         await session.get_items()
     with pytest.raises(DatabaseUnavailableError, match="sealed"):
-        await sealing.check_keys(bare, None)
+        await sealing.check_keys(bare)
     done = await asyncio.to_thread(
         CliRunner().invoke, main, ["sessions", "show", "s"], env=backend.variables
     )
@@ -228,6 +231,33 @@ async def test_forgotten_with_the_key(
 
     assert (await forget(one, "bob")).left == {}
     assert await Session("bobs-gift", database=other, owner="cy").get_items() == [user("for bob")]
+
+
+@BOTH
+async def test_a_copy_is_sealed(
+    backend: Backend, sealed: Opens, master: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`threadkeep copy` seals what was plain; without the key it copies nothing that is sealed."""
+    plain, back = SQLite(tmp_path / "plain.db"), SQLite(tmp_path / "back.db")
+    await asyncio.to_thread(fill, plain.file)
+    places = [place.variables["DATABASE_URL"] for place in (plain, backend, back)]
+    monkeypatch.setenv("ENCRYPTION_KEY", master)
+    for pair in (places[:2], places[1:]):
+        done = await asyncio.to_thread(CliRunner().invoke, main, ["copy", *pair])
+        assert (done.exit_code, done.output.splitlines()[-1][:9]) == (0, "Verified:")
+    key = await sealed().call("get_owner_key", owner="ann")
+    texts = [
+        row[name]
+        for t in read_all(back.file).values()
+        for row in t
+        for name in row
+        if name in SEALED_COLUMNS
+    ]
+    assert key
+    assert [text for text in texts if text and not text.startswith(SEALED)] == []
+    monkeypatch.delenv("ENCRYPTION_KEY")
+    refused = await asyncio.to_thread(CliRunner().invoke, main, ["copy", *places[1:]])
+    assert (refused.exit_code, "another master key" in refused.stderr) == (2, True)
 
 
 @BOTH

@@ -14,6 +14,7 @@ from threadkeep.command_line import command, printable
 from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import DatabaseError, DatabaseUnavailableError, SettingsError
+from threadkeep.sealing import check_keys
 from threadkeep.settings import DatabaseSettings
 from threadkeep.store_copy import (
     TABLES,
@@ -81,6 +82,7 @@ async def _open(name: str, place: str, *, makes: bool) -> AsyncIterator[Database
                 f"{name} holds no store, or is not up to date: {database.description}. To bring it "
                 "up to date, name it in DATABASE_URL and run: threadkeep migrate"
             )
+        await check_keys(database)
         yield database
     finally:
         await database.close()

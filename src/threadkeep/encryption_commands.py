@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from threadkeep.command_line import command, up_to_date
 from threadkeep.errors import SettingsError
-from threadkeep.settings import DatabaseSettings
 
 
 @click.group(short_help="Make and change the master key.")
@@ -36,15 +33,13 @@ async def rotate_master() -> int:
 
     Contents are not written anew. Afterwards the old keys can be left out of the setting.
     """
-    from threadkeep.sealing import MasterKeys, SealedDatabase, rotate
+    from threadkeep.sealing import SealedDatabase, rotate
 
-    settings = DatabaseSettings.read(os.environ)
-    masters = MasterKeys.read(settings.encryption_key, settings.encryption_key_file)
     async with up_to_date() as database:
-        if masters is None or not isinstance(database, SealedDatabase):
+        if not isinstance(database, SealedDatabase):
             raise SettingsError(
                 "ENCRYPTION_KEY is not set. Set it to the new key and the old one, in this order."
             )
-        count = await rotate(database, masters)
+        count = await rotate(database)
     click.echo(f"Wrapped by the first key: {count} that another one had wrapped.")
     return 0

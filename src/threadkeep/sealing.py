@@ -31,17 +31,17 @@ from threadkeep.database import SEALED, Database, Row, Signal, Value
 from threadkeep.errors import DatabaseUnavailableError, SealedError, SettingsError
 from threadkeep.settings import DatabaseSettings
 
-SEALED_PARAMETERS = {
-    *("items", "title", "metadata", "fork_metadata", "request", "created", "checkpoint", "events"),
-    *("model_responses", "tool_calls", "tool_outputs", "approval_calls", "reasons"),
-}
-"""The parameters of statements that hold contents."""
-
 SEALED_COLUMNS = {
     *("data", "title", "metadata", "request", "checkpoint"),
     *("response", "call", "reason", "output"),
 }
-"""The columns of results that do."""
+"""The columns of tables and results that hold contents."""
+
+SEALED_PARAMETERS = SEALED_COLUMNS | {
+    *("items", "fork_metadata", "created", "events", "model_responses"),
+    *("tool_calls", "tool_outputs", "approval_calls", "reasons"),
+}
+"""The parameters of statements that do."""
 
 KEY_SECONDS = 10.0
 """How long a process uses a key without looking whether it is still there."""
@@ -192,12 +192,12 @@ class SealedDatabase:
         masters: What wraps the keys.
 
     Attributes:
-        inner: The database itself, as it was given.
+        inner, masters: As they were given.
     """
 
     def __init__(self, inner: Database, masters: MasterKeys) -> None:
         self.inner = inner
-        self._masters = masters
+        self.masters = masters
         self._by_owner: dict[str, _Key] = {}
         self._by_id: dict[str, _Key] = {}
 
@@ -272,13 +272,13 @@ class SealedDatabase:
         rows = await self.inner.call("get_owner_key", owner=owner)
         if not rows and make:
             key_id = secrets.token_hex(8)
-            wrapped = self._masters.wrap(secrets.token_bytes(_KEY_BYTES), key_id)
+            wrapped = self.masters.wrap(secrets.token_bytes(_KEY_BYTES), key_id)
             await self.inner.call(
                 "add_owner_key",
                 owner=owner,
                 key_id=key_id,
                 wrapped=wrapped,
-                master_id=self._masters.current,
+                master_id=self.masters.current,
             )
             rows = await self.inner.call("get_owner_key", owner=owner)
         if not rows:
@@ -300,7 +300,7 @@ class SealedDatabase:
         return self._remember(rows[0])
 
     def _remember(self, row: Row) -> _Key:
-        key = _Key(row["key_id"], self._masters.unwrap(row))
+        key = _Key(row["key_id"], self.masters.unwrap(row))
         self._by_id[key.key_id] = key
         return key
 
@@ -309,7 +309,7 @@ class SealedDatabase:
 
     async def open(self) -> None:
         await self.inner.open()
-        await check_keys(self.inner, self._masters)
+        await check_keys(self)
 
     async def pending(self) -> list[str]:
         return await self.inner.pending()
@@ -321,23 +321,23 @@ class SealedDatabase:
         await self.inner.close()
 
 
-async def check_keys(database: Database, masters: MasterKeys | None) -> None:
+async def check_keys(database: Database) -> None:
     """Refuses a database whose contents can't be opened.
 
     Args:
         database: Up to date.
-        masters: What there is to open them; None: nothing.
 
     Raises:
-        DatabaseUnavailableError: They are sealed with another master, or at all.
+        DatabaseUnavailableError: They are sealed, with another master key than there is.
     """
+    masters = database.masters if isinstance(database, SealedDatabase) else None
     master_ids = list(masters.by_id) if masters else []
     found = (await database.call("count_keys", master_ids=master_ids))[0]
     if found["known"] < found["count"]:
         raise DatabaseUnavailableError(_NO_MASTER)
 
 
-async def rotate(database: SealedDatabase, masters: MasterKeys) -> int:
+async def rotate(database: SealedDatabase) -> int:
     """Wraps all keys by the current master; no contents are written anew.
 
     Returns:
@@ -346,7 +346,7 @@ async def rotate(database: SealedDatabase, masters: MasterKeys) -> int:
     Raises:
         SealedError: A key can't be unwrapped.
     """
-    count, after = 0, ""
+    masters, count, after = database.masters, 0, ""
     while rows := await database.inner.call(
         "list_keys", master_id=masters.current, after=after, limit=_MANY
     ):

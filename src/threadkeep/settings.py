@@ -77,11 +77,6 @@ class DatabaseSettings(BaseModel):
         return DatabaseSettings.model_validate(values)
 
     @property
-    def seals(self) -> bool:
-        """Whether contents are sealed."""
-        return bool(self.encryption_key or self.encryption_key_file)
-
-    @property
     def uses_lakebase(self) -> bool:
         """Whether a Lakebase is named, which wins over `DATABASE_URL`."""
         return any(

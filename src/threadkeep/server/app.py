@@ -117,8 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = connect(settings)
         opened.push_async_callback(database.close)
         await database.open()
-        if not settings.seals:
-            await check_keys(database, None)
+        await check_keys(database)
         opened.push_async_callback(app.state.models.aclose)
         await app.state.models.start(app.state.first_agent() if app.state.models.is_local else None)
         runs = Runs(database, app.state.limits, app.state.run_requests.restore)
