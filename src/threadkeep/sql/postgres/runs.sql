@@ -106,8 +106,8 @@ news AS (
   UNION ALL
   SELECT seq, data, created_at FROM stored),
 other AS (
-  SELECT o.owner, o.run_id,
-         CASE WHEN o.open_hash = :input_hash::text AND o.open_epoch = o.epoch AND o.open_seq = o.seq
+  SELECT o.owner, CASE WHEN o.owner = :owner THEN o.run_id END AS run_id,
+         CASE WHEN o.owner = :owner AND o.open_hash = :input_hash::text AND o.open_epoch = o.epoch AND o.open_seq = o.seq
               THEN o.open_run_id END AS open_run_id
   FROM threadkeep.sessions o WHERE o.session_id = :session_id AND NOT EXISTS (SELECT FROM head))
 SELECT head.epoch, head.seq AS head,

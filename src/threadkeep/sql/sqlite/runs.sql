@@ -59,7 +59,8 @@ INSERT INTO runs
 SELECT :run_id, s.session_id, s.owner, :idempotency_key, :request_hash, :request, :run_id, 'in_progress',
        s.seq - json_array_length(:items), json_array_length(:items), :fork_id, s.epoch = :new_epoch,
        s.approved_tools, s.updated_at, s.updated_at
-FROM sessions s WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt
+FROM sessions s
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND s.run_attempt = :attempt
 ON CONFLICT (run_id) DO UPDATE
 SET status = 'in_progress', base_seq = excluded.base_seq, input_count = excluded.input_count,
     fork_id = excluded.fork_id, made = excluded.made, approved_tools = excluded.approved_tools,
@@ -67,15 +68,16 @@ SET status = 'in_progress', base_seq = excluded.base_seq, input_count = excluded
 WHERE runs.owner = excluded.owner;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT s.run_id, 0, :created FROM sessions s JOIN runs r ON r.run_id = s.run_id AND r.owner = s.owner
-WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND s.run_attempt = :attempt
   AND :created <> '';
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
 FROM sessions s, json_each(:items) j
-WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt;
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND s.run_attempt = :attempt;
 SELECT s.epoch, s.seq AS head, s.owner IS NULL OR s.owner = :owner AS owned,
-       s.run_id IS NOT :run_id OR s.run_attempt <> :attempt AS busy, s.run_id AS busy_run_id,
-       CASE WHEN s.open_hash = :input_hash AND s.open_epoch = s.epoch AND s.open_seq = s.seq
+       s.run_id IS NOT :run_id OR s.run_attempt <> :attempt AS busy,
+       CASE WHEN s.owner = :owner THEN s.run_id END AS busy_run_id,
+       CASE WHEN s.owner = :owner AND s.open_hash = :input_hash AND s.open_epoch = s.epoch AND s.open_seq = s.seq
             THEN s.open_run_id END AS open_run_id,
        s.approved_tools, b.base, i.seq, i.data, i.created_at
 FROM (SELECT CASE WHEN EXISTS (
