@@ -152,6 +152,10 @@ DONE_BEFORE = {"delete_session"}
 """Statements that, made again, take what is not there for done by the first attempt."""
 
 
+REFUSALS = sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError
+"""By these the database refuses a call as a whole. A value of a wrong type would prove nothing."""
+
+
 def test_every_statement_takes_the_owner() -> None:
     """But for those that are named, each for a reason."""
     without = {name for name, text in STATEMENTS.items() if "owner" not in parameters(text)}
@@ -236,6 +240,7 @@ def _hers(stored: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
             "approval_id": (approvals or stored["approvals"])[0]["approval_id"],
             "idempotency_key": f"{MARK} key",
             "fork_id": next(iter(without)),
+            "count": row["seq"],
             "staged_id": session_id,
             "epoch": row["epoch"],
             "seq": row["seq"],
@@ -280,12 +285,10 @@ def _calls(taken: set[str], name: str, ids: dict[str, Any]) -> Iterator[dict[str
 async def _rows(database: Any, statement: str, given: dict[str, Any]) -> list[Row]:
     try:
         rows: list[Row] = await database.call(statement, **given)
-    except (
-        DatabaseError
-    ) as error:  # refused as a whole; a value of a wrong type would prove nothing
-        refusals = sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError
-        assert isinstance(error.__cause__, refusals), f"{statement}, given {given}"
-        return []
+    except DatabaseError as error:
+        if isinstance(error.__cause__, REFUSALS):
+            return []
+        raise
     return rows
 
 
