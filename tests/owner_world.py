@@ -36,8 +36,17 @@ _NOT_BOBS = {
     "model_calls": "journal_id NOT IN (SELECT run_id FROM threadkeep.runs WHERE owner = 'bob')",
     "tool_calls": "journal_id NOT IN (SELECT run_id FROM threadkeep.runs WHERE owner = 'bob')",
     "approvals": "owner <> 'bob'",
+    "postings": "search_no NOT IN (SELECT search_no FROM threadkeep.sessions "
+    "WHERE owner = 'bob' AND search_no IS NOT NULL)",
 }
 """Which rows of a table are not Bob's."""
+
+_ORDERS = ORDERS | {"postings": "scope, term, search_no, block"}
+
+_TABLES = {
+    SQLite: "SELECT name FROM sqlite_master WHERE type = 'table'",
+    Postgres: "SELECT tablename AS name FROM pg_tables WHERE schemaname = 'threadkeep'",
+}
 
 Rows = list[dict[str, Any]]
 
@@ -69,17 +78,20 @@ class World:
 
     def stored(self, *, of_bob: bool = False) -> dict[str, Rows]:
         """All rows of all tables, but for Bob's (if not `of_bob`) and for `CLOCKS`."""
-        assert {*_NOT_BOBS} == {*ORDERS}, "say in _NOT_BOBS which rows of the new table are Bob's"
         where = {name: "true" if of_bob else rule for name, rule in _NOT_BOBS.items()}
         read = {
             name: f"SELECT * FROM threadkeep.{name} WHERE {where[name]} ORDER BY {order}"
-            for name, order in ORDERS.items()
+            for name, order in _ORDERS.items()
         }
         found = self._read(read)
         for name, clock in CLOCKS:
             for row in found[name]:
                 del row[clock]
         return found
+
+    def read(self, sql: str) -> Rows:
+        """The rows of a query."""
+        return self._read({"": sql})[""]
 
     def _read(self, queries: dict[str, str]) -> dict[str, Rows]:
         if isinstance(self.place, SQLite):
@@ -158,6 +170,12 @@ def _fill(world: World, ann: httpx.Client) -> None:
     }
     statuses = [ann.get(f"/responses/{r['id']}").json()["status"] for r in (held, queued)]
     assert statuses == ["in_progress", "queued"]
+    assert ann.get("/sessions", params={"q": MARK}).json()["data"]  # so all is in the index
+    tables = {row["name"] for row in world.read(_TABLES[type(world.place)])}
+    assert tables - {"schema_migrations"} == {*_NOT_BOBS}, (
+        "Say in _NOT_BOBS of tests/owner_world.py which rows of a new table are Bob's, and in "
+        "_ORDERS by what they are sorted; and let _fill make some of Ann's."
+    )
     _settle(world)
 
 

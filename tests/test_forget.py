@@ -25,11 +25,12 @@ from threadkeep.connect import connect
 from threadkeep.database import Database, Row, Value
 from threadkeep.errors import DatabaseUnavailableError
 from threadkeep.owners import count_of, forget
+from threadkeep.search import catch_up
 from threadkeep.settings import DatabaseSettings
 
 BOTH = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
 
-MARK = "PLANTED"
+MARK = "planted1"  # as the search index has it, too
 OWNER = f"{MARK}-ann"
 OF_NOBODY = {"schema_migrations"}
 """Tables that hold nothing of an owner. All others must be covered."""
@@ -124,6 +125,7 @@ async def talk(backend: Backend, owner: str, text: str, sessions: int = 40) -> N
         await asyncio.gather(*(s.add_items([user(text + "." * length)] * 3) for s in made))
     for session in made[::3]:
         await session.pop_item()
+    await catch_up(database, owner)
     await database.close()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -16,10 +16,11 @@ import asyncpg
 import pytest
 
 from tests.backends import Postgres, SQLite, new_postgres
-from tests.owner_world import MARK, World, world_on
+from tests.owner_world import MARK, Rows, World, world_on
 from tests.test_sql import parameters
 from threadkeep.database import Row, load_statements
 from threadkeep.errors import DatabaseError
+from threadkeep.search import scope_of
 
 STATEMENTS = load_statements("sqlite")
 
@@ -51,6 +52,9 @@ WITHOUT_OWNER_ON_DATABRICKS = {
     "title_session": ADOPTED,
 }
 
+OWNERS: dict[str, Callable[[str], Any]] = {"owner": str, "scope": scope_of}
+"""The parameters that say whose, and how: the search index knows an owner by a number."""
+
 ITEM = '{"role":"user","content":"mine"}'
 
 VALUES: dict[str, list[Any]] = {
@@ -61,6 +65,8 @@ VALUES: dict[str, list[Any]] = {
     "approval_keys": [["k"]],
     "approval_kind": ["in_doubt"],
     "before": [2**62],
+    "beyond": ["~"],
+    "blocks": [["0"]],
     "checkpoint": [None],
     "checkpoint_version": [0],
     "count": [1],
@@ -68,9 +74,11 @@ VALUES: dict[str, list[Any]] = {
     "created_at": [1],
     "events": [["{}"]],
     "expires_at": [1],
+    "first": [""],
     "first_item": [0],
     "first_seq": [99],
     "fork_metadata": ["{}"],
+    "hits": [["1"]],
     "how": ["cancel", "interrupt", "rollback"],
     "input_hash": [""],
     "item_seq": [1],
@@ -89,12 +97,15 @@ VALUES: dict[str, list[Any]] = {
     "parent_session_id": [None],
     "reasons": [["mine"]],
     "request": [None],
+    "reset_epoch": [-1],
     "request_hash": [""],
+    "seqs": [["1"]],
     "stale_after": [-1],
     "status": ["", "completed"],
     "statuses": [["approved"]],
     "tag": [0],
     "tell_tries": [1],
+    "terms": [["planted"]],
     "timed": [1],
     "title": ["mine"],
     "titled": [1],
@@ -122,11 +133,16 @@ IDS: dict[str, str] = {
     "journal_id": "run",
     "open_run_id": "run",
     "run_id": "run",
+    "search_no": "session",
+    "search_nos": "session",
     "session_id": "session",
     "session_ids": "session",
     "staged_id": "session",
 }
 """Of what an id is: of a `session`, a `run`, an `approval`, or a `key`."""
+
+VERSIONS = {"attempt", "epoch", "indexed_epoch", "indexed_seq", "seq"}
+"""Numbers by which a caller says what it has seen: they are right."""
 
 FRESH = {"new_epoch", "fork_epoch"}
 """Random numbers, new in each call."""
@@ -158,7 +174,7 @@ REFUSALS = sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError
 
 def test_every_statement_takes_the_owner() -> None:
     """But for those that are named, each for a reason."""
-    without = {name for name, text in STATEMENTS.items() if "owner" not in parameters(text)}
+    without = {n for n, text in STATEMENTS.items() if not parameters(text) & OWNERS.keys()}
     assert without == {*WITHOUT_OWNER}, (
         "A statement takes no :owner, or takes one now. Let its WHERE say `owner = :owner`; or, "
         "when no id that a client gives can come to it, name it in WITHOUT_OWNER with the reason."
@@ -183,8 +199,8 @@ def test_no_statement_gives_or_changes_what_is_somebody_elses(world: World) -> N
     Postgres also as one that is made again (`:retried`)."""
     stored = world.stored()
     for name in sorted(STATEMENTS.keys() - WITHOUT_OWNER):
-        unknown = parameters(STATEMENTS[name]) - VALUES.keys() - IDS.keys() - FRESH - {"owner"}
-        unknown -= {"epoch", "seq", "attempt"}
+        known = VALUES.keys() | IDS.keys() | OWNERS.keys() | FRESH | VERSIONS
+        unknown = parameters(STATEMENTS[name]) - known
         assert not unknown, (
             f"{name} takes {unknown}, which is new here. Add it in tests/test_owner_statements.py: "
             "to IDS if it is an id (and say of what), else to VALUES with something sensible."
@@ -193,7 +209,7 @@ def test_no_statement_gives_or_changes_what_is_somebody_elses(world: World) -> N
         assert world.stored() == stored, f"{name} has changed what is Ann's"
 
 
-async def _try(world: World, name: str, stored: dict[str, list[dict[str, Any]]]) -> None:
+async def _try(world: World, name: str, stored: dict[str, Rows]) -> None:
     database = world.app.app.state.database
     forms = [name]
     if isinstance(world.place, Postgres):
@@ -204,25 +220,24 @@ async def _try(world: World, name: str, stored: dict[str, list[dict[str, Any]]])
     taken = parameters(STATEMENTS[name])
     for form in forms:
         for hers in _hers(stored):
-            for given in _calls(taken, name, hers):
-                rows = await _rows(
-                    database, form, given | {"owner": "eve"} if "owner" in taken else given
-                )
-                wrong = f"{form} of another owner, given {given}, gives {rows}"
+            for given in _calls(taken, name, hers, "eve"):
+                rows = await _rows(database, form, given)
                 column = SAYS_NOTHING.get(name)
-                if form == name or name not in DONE_BEFORE:
-                    assert not (any(row[column] for row in rows) if column else rows), wrong
+                told = [row for row in rows if row[column]] if column else rows
+                may_tell = form != name and name in DONE_BEFORE
+                assert may_tell or not told, f"{form} of another owner, given {given}, gives {rows}"
         for at in sorted(taken & IDS.keys()):
             for hers in _hers(stored):
-                bobs = await _bobs(database, hers)
-                (given, *_) = _calls(taken, name, bobs | {at: hers[at]})
-                rows = await _rows(database, form, given | {"owner": "bob"})
-                told = re.sub("|".join(map(re.escape, _texts(given))), "", str(rows))
+                bobs = await _bobs(database, hers) | {at: hers[at]}
+                (given, *_) = _calls(taken, name, bobs, "bob")
+                rows = await _rows(database, form, given)
+                sent = "|".join(map(re.escape, _texts(given)))
+                told = re.sub(sent, "", str(rows))
                 wrong = f"{form}, given Ann's {at} in {given}, gives {rows}"
                 assert not any(secret in told for secret in [MARK, *world.hers]), wrong
 
 
-def _hers(stored: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+def _hers(stored: dict[str, Rows]) -> Iterator[dict[str, Any]]:
     """Ids of Ann's that belong together: of each run, and of the session that has none."""
     sessions = {row["session_id"]: row for row in stored["sessions"]}
     runs = stored["runs"]
@@ -241,6 +256,10 @@ def _hers(stored: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
             "idempotency_key": f"{MARK} key",
             "fork_id": next(iter(without)),
             "count": row["seq"],
+            "search_no": row["search_no"],
+            "search_nos": [str(row["search_no"])],
+            "indexed_epoch": row["indexed_epoch"],
+            "indexed_seq": row["indexed_seq"],
             "staged_id": session_id,
             "epoch": row["epoch"],
             "seq": row["seq"],
@@ -255,11 +274,13 @@ async def _bobs(database: Any, hers: dict[str, Any]) -> dict[str, Any]:
     run_id, fork_id = f"resp_{uuid4()}", str(uuid4())
     ids = {"session_id": str(uuid4()), "run_id": run_id, "open_run_id": run_id}
     ids |= {"journal_id": run_id, "approval_id": str(uuid4()), "idempotency_key": None}
+    ids |= {"search_no": uuid4().int >> 66, "search_nos": ["0"]}
+    ids |= {"indexed_epoch": -1, "indexed_seq": 0}
     ids |= {"fork_id": fork_id, "staged_id": str(uuid4()), "epoch": 0, "seq": 0, "attempt": 1}
     ids |= {"approval_ids": [ids["approval_id"]], "session_ids": [ids["session_id"]]}
     taken = parameters(STATEMENTS["begin_turn"])
-    (given, *_) = _calls(taken, "begin_turn", ids | {"fork_id": ""})
-    (row,) = await database.call("begin_turn", **given, owner="bob")
+    (given, *_) = _calls(taken, "begin_turn", ids | {"fork_id": ""}, "bob")
+    (row,) = await database.call("begin_turn", **given)
     assert not row["busy"]
     staged = str(uuid4())
     await database.call(
@@ -267,19 +288,22 @@ async def _bobs(database: Any, hers: dict[str, Any]) -> dict[str, Any]:
     )
     taken = parameters(STATEMENTS["import_session"])
     child = {"session_id": fork_id, "staged_id": staged}
-    (given, *_) = _calls(taken, "import_session", ids | child)
+    (given, *_) = _calls(taken, "import_session", ids | child, "bob")
     given["parent_session_id"] = hers["session_id"]
-    assert await database.call("import_session", **given, owner="bob")
+    assert await database.call("import_session", **given)
     return ids | {"epoch": row["epoch"], "seq": row["head"]}
 
 
-def _calls(taken: set[str], name: str, ids: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _calls(
+    taken: set[str], name: str, ids: dict[str, Any], owner: str
+) -> Iterator[dict[str, Any]]:
     """The parameters of calls with these ids: one, and one for each other value."""
+    of_owner = {at: made(owner) for at, made in OWNERS.items() if at in taken}
     values = VALUES | ({"after": [0]} if name in NUMBERED else {})
     first = {at: values[at][0] for at in taken & values.keys()}
     for given in [first] + [first | {at: value} for at in first for value in values[at][1:]]:
         fresh = {at: uuid4().int >> 66 for at in taken & FRESH}
-        yield given | fresh | {at: value for at, value in ids.items() if at in taken}
+        yield given | of_owner | fresh | {at: value for at, value in ids.items() if at in taken}
 
 
 async def _rows(database: Any, statement: str, given: dict[str, Any]) -> list[Row]:

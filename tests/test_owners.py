@@ -81,6 +81,7 @@ PLACES: dict[str, Id | Plain] = {
     "GET /approvals query after": Id("approval", "narrows"),
     "GET /sessions/{session_id}/items query after": Plain((None, 1)),
     "query limit": Plain(),
+    "query q": Plain((None, MARK)),
     "query order": Plain((None, "desc")),
     "query html": Plain((None, "true")),
     "query status": Plain((None, "pending")),

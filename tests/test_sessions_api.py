@@ -328,6 +328,30 @@ def test_what_only_an_import_can_bring(ann: httpx.Client, app: RunningApp, s: st
     assert ann.post(f"/sessions/new-{s}/fork").json()["item_count"] == 4
 
 
+def test_sessions_are_searched(ann: httpx.Client, bob: httpx.Client, s: str) -> None:
+    """As they are listed, with what was found in each; those of others never."""
+    word = f"w{s[:8]}"
+    ask(ann, f"say we talk of {word}", s)
+    ask(ann, f"say and of {word} too", f"{s}-2")
+    first, page, none = (
+        ann.get("/sessions", params={"q": q, "limit": 1}).json()
+        for q in (f"{word} talk", word, "zzz")
+    )
+    [session] = first["data"]
+    match = session.pop("match")
+    assert session == ann.get(f"/sessions/{s}").json()
+    assert (match["seq"], [match["text"][a:b] for a, b in match["marks"]]) == (2, ["talk", word])
+    assert (page["has_more"], page["complete"], len(page["data"])) == (True, True, 1)
+    assert none == {
+        "object": "list",
+        "data": [],
+        "has_more": False,
+        "complete": True,
+    } | dict.fromkeys(("first_id", "last_id"))
+    assert bob.get("/sessions", params={"q": word}).json() == none
+    refused(ann.get("/sessions", params={"q": "x" * 401}), 400, "invalid_value", "q")
+
+
 def test_others_see_and_change_nothing(
     ann: httpx.Client, bob: httpx.Client, app: RunningApp, s: str
 ) -> None:

@@ -66,6 +66,7 @@ def test_looked_at_copied_and_deleted(client: httpx.Client, shell: Shell, tmp_pa
         shell.run(*command, "--owner", "ann")
         for command in (("show", "s"), ("export", "s"), ("fork", "s"), ("delete", "s", "--yes"))
     ]
+    found, nothing = shell.run("search", "note", "2jdone"), shell.run("search", "zebra")
     forked, asked = shell.run("fork", "s", "--up-to", "1"), shell.run("delete", "s")
     assert listed[0] == 0
     assert listed[1].startswith("s  20")
@@ -77,6 +78,8 @@ def test_looked_at_copied_and_deleted(client: httpx.Client, shell: Shell, tmp_pa
         "3  function_call_output  note 1",
         "4  assistant  \\x1b[2Jdone",
     ]
+    passage = "  1  use note; say \\x1b[2Jdone\n"
+    assert (found, nothing) == ((0, listed[1] + passage, ""), (1, "", ""))
     assert exported == (0, client.get("/sessions/s/export").text, "")
     for code, out, error in others:
         assert (code, out) == (2, "")

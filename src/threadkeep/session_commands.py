@@ -51,6 +51,31 @@ async def show_sessions(owner: str, as_json: bool) -> int:
     return 0
 
 
+@sessions.command("search", short_help="Find them by what was said.")
+@click.argument("words", nargs=-1, required=True)
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@OWNER
+@_JSON
+@command
+async def search(words: tuple[str, ...], limit: int, owner: str, as_json: bool) -> int:
+    """Show the sessions of an owner in which all WORDS are said, the best first.
+
+    Under each: the item that fits best, and a passage of it. Exit code 1 when there is none.
+    """
+    from threadkeep.search import search_sessions
+
+    check_ids(owner)
+    async with up_to_date() as database:
+        found, complete = await search_sessions(database, owner, " ".join(words), limit=limit)
+    for session in found:
+        click.echo(json.dumps(session) if as_json else _in_a_line(session))
+        if not as_json and session["match"]["seq"]:
+            click.echo(f"  {session['match']['seq']}  {printable(session['match']['text'])}")
+    if not complete:
+        click.echo("Not all was looked at: there may be more. Name a rarer word too.", err=True)
+    return 0 if found else 1
+
+
 def _in_a_line(session: dict[str, Any]) -> str:
     changed = datetime.fromtimestamp(session["updated_at"]).astimezone()
     return printable(

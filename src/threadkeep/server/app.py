@@ -19,6 +19,7 @@ from threadkeep.models import Models
 from threadkeep.retention import keep_forgetting
 from threadkeep.run_request import Limits
 from threadkeep.runs import Runs
+from threadkeep.search import keep_indexing
 from threadkeep.server import approvals, health, pages, responses, sessions
 from threadkeep.server.errors import add_error_handlers
 from threadkeep.server.guard import Guard
@@ -116,6 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             "retention": keep_forgetting(
                 database, settings.run_retention_days, settings.session_retention_days
             ),
+            "search index": keep_indexing(database),
             "take-over": keep_taking_over(runs, app.state.limits.lost_after_ms / 1000 / _LOOKS),
         }
         if app.state.webhook is not None:

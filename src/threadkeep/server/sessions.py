@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from threadkeep import session_branch, session_export, stored_sessions
+from threadkeep import search, session_branch, session_export, stored_sessions
 from threadkeep.database import Database, Row
 from threadkeep.errors import InvalidInputError, SessionNotFoundError
 from threadkeep.history import check_id, decode_item, json_text, report_damage
@@ -51,10 +51,22 @@ async def list_sessions(
     owner: Owner,
     limit: Limit = 30,
     after: Annotated[str, Query(description="Go on behind the session of this id.")] = "",
+    q: Annotated[
+        str, Query(description="Words that are all said in a session, or stand in its title.")
+    ] = "",
 ) -> dict[str, Any]:
-    """The owner's sessions, last changed first."""
+    """The owner's sessions, last changed first; with `q` those that fit it, the best first.
+
+    Each that was found has a `match`: the `seq` of the item that fits best, a passage of its
+    `text`, and its `marks`, the words found there as [start, end]. `complete` is false when there
+    may be more than were looked at."""
     if after:
         check_id(after, "after")
+    if q.strip():
+        found, complete = await search.search_sessions(
+            _database(request), owner, q, after=after, limit=limit + 1
+        )
+        return _page(found, limit) | {"complete": complete}
     return _page(
         await stored_sessions.list_sessions(
             _database(request), owner, after=after, limit=limit + 1

@@ -367,6 +367,11 @@ for (const link of document.querySelectorAll(".new-chat")) {
     chat.go(null);
   });
 }
+byId("find").addEventListener(
+  "focus",
+  () => import("./search.js").then(({ Search }) => new Search((id) => chat.go(id))),
+  { once: true },
+);
 addEventListener("popstate", () => chat.open(addressed()));
 addEventListener("pageshow", (event) => event.persisted && chat.open(addressed()));
 document.addEventListener("visibilitychange", () => document.hidden || chat.refresh());

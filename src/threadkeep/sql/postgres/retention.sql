@@ -20,7 +20,10 @@ UNION ALL
 SELECT 'tool_calls', count(*) FROM threadkeep.tool_calls
 WHERE journal_id IN (SELECT journal_id FROM threadkeep.runs WHERE owner = :owner)
 UNION ALL
-SELECT 'approvals', count(*) FROM threadkeep.approvals WHERE owner = :owner;
+SELECT 'approvals', count(*) FROM threadkeep.approvals WHERE owner = :owner
+UNION ALL
+SELECT 'postings', count(*)
+FROM threadkeep.sessions s JOIN threadkeep.postings p ON p.search_no = s.search_no WHERE s.owner = :owner;
 
 -- name: stop_owner
 -- Asks whichever processes have runs of an owner to stop them, and ends those whose process gave no sign of
@@ -54,7 +57,8 @@ SELECT count(*) AS at_work FROM seen WHERE run_id NOT IN (SELECT run_id FROM end
 -- (NULL: never). Not one that a run is at work on, or waits for; nor one that is changed meanwhile, of which
 -- more is there than this statement sees. The rows are what went, by table.
 WITH due AS MATERIALIZED (
-  SELECT s.session_id, s.epoch, s.seq, s.run_id, s.run_alive_at, s.updated_at, s.expires_at FROM (
+  SELECT s.session_id, s.epoch, s.seq, s.run_id, s.run_alive_at, s.updated_at, s.expires_at,
+         s.indexed_epoch, s.indexed_seq FROM (
     SELECT * FROM threadkeep.sessions WHERE owner = :owner::text
     UNION ALL
     SELECT * FROM threadkeep.sessions WHERE :owner::text IS NULL AND expires_at <= now()
@@ -70,7 +74,10 @@ sessions AS (
   WHERE s.session_id = due.session_id AND s.epoch = due.epoch AND s.seq = due.seq
     AND s.run_id IS NOT DISTINCT FROM due.run_id AND s.run_alive_at = due.run_alive_at
     AND s.updated_at = due.updated_at AND s.expires_at IS NOT DISTINCT FROM due.expires_at
-  RETURNING s.session_id),
+    AND s.indexed_epoch = due.indexed_epoch AND s.indexed_seq = due.indexed_seq
+  RETURNING s.session_id, s.search_no),
+postings AS (
+  DELETE FROM threadkeep.postings p USING sessions WHERE p.search_no = sessions.search_no RETURNING 1),
 items AS (
   DELETE FROM threadkeep.items i USING sessions WHERE i.session_id = sessions.session_id RETURNING 1),
 runs AS (
@@ -90,7 +97,8 @@ UNION ALL SELECT 'runs', count(*) FROM runs
 UNION ALL SELECT 'run_events', count(*) FROM run_events
 UNION ALL SELECT 'model_calls', count(*) FROM model_calls
 UNION ALL SELECT 'tool_calls', count(*) FROM tool_calls
-UNION ALL SELECT 'approvals', count(*) FROM approvals;
+UNION ALL SELECT 'approvals', count(*) FROM approvals
+UNION ALL SELECT 'postings', count(*) FROM postings;
 
 -- name: delete_stray_runs
 -- Removes what an owner has without a session: runs that have ended, with all that belongs to them, `limit` of

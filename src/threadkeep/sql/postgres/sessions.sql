@@ -159,7 +159,7 @@ WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 
 -- name: get_session
 -- One session of an owner, without its items.
-SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools,
+SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools, search_no,
        parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
@@ -173,6 +173,7 @@ FROM threadkeep.sessions WHERE session_id = :session_id AND owner = :owner;
 -- No row: no such session.
 UPDATE threadkeep.sessions s
 SET title = CASE WHEN :titled::bigint = 1 THEN :title::text ELSE title END,
+    indexed_epoch = CASE WHEN :titled::bigint = 1 THEN -1 - (random() * 1e15)::bigint ELSE indexed_epoch END,
     metadata = coalesce(:metadata::text, metadata),
     expires_at = CASE WHEN :timed::bigint = 1
                       THEN 'epoch'::timestamptz + :expires_at::bigint * interval '1 ms'
@@ -206,14 +207,17 @@ LIMIT :limit;
 -- when it was changed meanwhile: what was added is not seen, so nothing was removed. No row: there is
 -- no such session.
 WITH seen AS MATERIALIZED (
-  SELECT epoch, seq, run_id, run_alive_at FROM threadkeep.sessions
+  SELECT epoch, seq, run_id, run_alive_at, indexed_epoch, indexed_seq FROM threadkeep.sessions
   WHERE session_id = :session_id AND owner = :owner),
 gone AS (
   DELETE FROM threadkeep.sessions s USING seen
   WHERE s.session_id = :session_id AND s.owner = :owner
     AND s.epoch = seen.epoch AND s.seq = seen.seq
     AND s.run_id IS NOT DISTINCT FROM seen.run_id AND s.run_alive_at = seen.run_alive_at
-  RETURNING s.session_id),
+    AND s.indexed_epoch = seen.indexed_epoch AND s.indexed_seq = seen.indexed_seq
+  RETURNING s.session_id, s.search_no),
+postings AS (
+  DELETE FROM threadkeep.postings USING gone WHERE postings.search_no = gone.search_no),
 items AS (
   DELETE FROM threadkeep.items USING gone WHERE items.session_id = gone.session_id),
 runs AS (

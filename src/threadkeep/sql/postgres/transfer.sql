@@ -88,7 +88,7 @@ FROM found;
 -- waits for. A run loses its Idempotency-Key, which the new owner may have used; the keys of runs that go on
 -- with others stay (runs.continuation_key). Its rows are the sessions that were given.
 WITH given AS (
-  UPDATE threadkeep.sessions s SET owner = :new_owner
+  UPDATE threadkeep.sessions s SET owner = :new_owner, indexed_epoch = -1 - (random() * 1e15)::bigint
   WHERE s.session_id = ANY (:session_ids::text[]) AND s.owner = :owner
     AND s.run_id IS NULL AND NOT EXISTS (
       SELECT FROM threadkeep.runs q WHERE q.session_id = s.session_id AND q.finished_at IS NULL)

@@ -19,7 +19,10 @@ UNION ALL
 SELECT 'tool_calls', count(*) FROM tool_calls
 WHERE journal_id IN (SELECT journal_id FROM runs WHERE owner = :owner)
 UNION ALL
-SELECT 'approvals', count(*) FROM approvals WHERE owner = :owner;
+SELECT 'approvals', count(*) FROM approvals WHERE owner = :owner
+UNION ALL
+SELECT 'postings', count(*)
+FROM sessions s JOIN postings p ON p.search_no = s.search_no WHERE s.owner = :owner;
 
 -- name: stop_owner
 -- Asks whichever processes have runs of an owner to stop them, and ends those whose process gave no sign of
@@ -66,6 +69,9 @@ DELETE FROM approvals WHERE session_id IN (SELECT id FROM chosen);
 INSERT INTO gone VALUES ('approvals', changes());
 DELETE FROM runs WHERE session_id IN (SELECT id FROM chosen);
 INSERT INTO gone VALUES ('runs', changes());
+DELETE FROM postings WHERE search_no IN
+  (SELECT s.search_no FROM chosen c JOIN sessions s ON s.session_id = c.id);
+INSERT INTO gone VALUES ('postings', changes());
 DELETE FROM items WHERE session_id IN (SELECT id FROM chosen);
 INSERT INTO gone VALUES ('items', changes());
 DELETE FROM sessions WHERE session_id IN (SELECT id FROM chosen);

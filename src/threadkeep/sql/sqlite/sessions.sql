@@ -107,7 +107,7 @@ RETURNING epoch, seq;
 
 -- name: get_session
 -- One session of an owner, without its items.
-SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools,
+SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools, search_no,
        parent_session_id, created_at, updated_at, expires_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner;
 
@@ -118,6 +118,7 @@ FROM sessions WHERE session_id = :session_id AND owner = :owner;
 -- No row: no such session.
 UPDATE sessions
 SET title = CASE WHEN :titled = 1 THEN :title ELSE title END,
+    indexed_epoch = CASE WHEN :titled = 1 THEN -1 - abs(random() / 2) ELSE indexed_epoch END,
     metadata = coalesce(:metadata, metadata),
     expires_at = CASE WHEN :timed = 1 THEN :expires_at ELSE expires_at END,
     approved_tools = CASE WHEN :tools IS NULL THEN approved_tools ELSE (
@@ -154,6 +155,8 @@ DELETE FROM approvals WHERE session_id IN
   (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
 DELETE FROM runs WHERE session_id IN
   (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
+DELETE FROM postings WHERE search_no IN
+  (SELECT search_no FROM sessions WHERE session_id = :session_id AND owner = :owner);
 DELETE FROM items WHERE session_id IN
   (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
 DELETE FROM sessions WHERE session_id = :session_id AND owner = :owner

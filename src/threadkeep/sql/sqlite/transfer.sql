@@ -72,7 +72,7 @@ WHERE session_id IN (
   WHERE s.session_id IN (SELECT value FROM json_each(:session_ids)) AND s.owner = :owner
     AND s.run_id IS NULL AND NOT EXISTS (
       SELECT 1 FROM runs q WHERE q.session_id = s.session_id AND q.finished_at IS NULL));
-UPDATE sessions SET owner = :new_owner
+UPDATE sessions SET owner = :new_owner, indexed_epoch = -1 - abs(random() / 2)
 WHERE session_id IN (SELECT value FROM json_each(:session_ids)) AND owner = :owner
   AND run_id IS NULL AND NOT EXISTS (
     SELECT 1 FROM runs q WHERE q.session_id = sessions.session_id AND q.finished_at IS NULL)
