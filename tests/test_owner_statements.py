@@ -223,9 +223,11 @@ async def _try(world: World, name: str, stored: dict[str, Rows]) -> None:
             for given in _calls(taken, name, hers, "eve"):
                 rows = await _rows(database, form, given)
                 column = SAYS_NOTHING.get(name)
-                told = [row for row in rows if row[column]] if column else rows
+                telling = [row for row in rows if row[column]] if column else rows
                 may_tell = form != name and name in DONE_BEFORE
-                assert may_tell or not told, f"{form} of another owner, given {given}, gives {rows}"
+                assert may_tell or not telling, (
+                    f"{form} of another owner, given {given}, gives {rows}"
+                )
         for at in sorted(taken & IDS.keys()):
             for hers in _hers(stored):
                 bobs = await _bobs(database, hers) | {at: hers[at]}
@@ -272,7 +274,7 @@ async def _bobs(database: Any, hers: dict[str, Any]) -> dict[str, Any]:
     """The like of Bob's, made now: a session that a run has, and one that says it is a fork of
     Ann's."""
     run_id, fork_id = f"resp_{uuid4()}", str(uuid4())
-    ids = {"session_id": str(uuid4()), "run_id": run_id, "open_run_id": run_id}
+    ids: dict[str, Any] = {"session_id": str(uuid4()), "run_id": run_id, "open_run_id": run_id}
     ids |= {"journal_id": run_id, "approval_id": str(uuid4()), "idempotency_key": None}
     ids |= {"search_no": uuid4().int >> 66, "search_nos": ["0"]}
     ids |= {"indexed_epoch": -1, "indexed_seq": 0}
@@ -294,9 +296,7 @@ async def _bobs(database: Any, hers: dict[str, Any]) -> dict[str, Any]:
     return ids | {"epoch": row["epoch"], "seq": row["head"]}
 
 
-def _calls(
-    taken: set[str], name: str, ids: dict[str, Any], owner: str
-) -> Iterator[dict[str, Any]]:
+def _calls(taken: set[str], name: str, ids: dict[str, Any], owner: str) -> Iterator[dict[str, Any]]:
     """The parameters of calls with these ids: one, and one for each other value."""
     of_owner = {at: made(owner) for at, made in OWNERS.items() if at in taken}
     values = VALUES | ({"after": [0]} if name in NUMBERED else {})
