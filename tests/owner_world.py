@@ -28,6 +28,9 @@ KEYS = {owner: new_key(owner) for owner in ("bob", ANY)}
 CLOCKS = {("sessions", "run_alive_at"), ("runs", "alive_at")}
 """What a run at work renews by itself."""
 
+INDEXED = {("sessions", name) for name in ("search_no", "indexed_epoch", "indexed_seq")}
+"""What the server's loop renews of Bob's sessions, as it does the postings; Ann's are in the index."""
+
 _NOT_BOBS = {
     "sessions": "owner <> 'bob'",
     "items": "session_id NOT IN (SELECT session_id FROM threadkeep.sessions WHERE owner = 'bob')",
@@ -77,16 +80,19 @@ class World:
         return [an_id for ids in self.ids.values() for an_id in ids]
 
     def stored(self, *, of_bob: bool = False) -> dict[str, Rows]:
-        """All rows of all tables, but for Bob's (if not `of_bob`) and for `CLOCKS`."""
+        """All rows of all tables but for `CLOCKS`. They are without Bob's; or, `of_bob`, with his
+        and without the search index."""
         where = {name: "true" if of_bob else rule for name, rule in _NOT_BOBS.items()}
         read = {
             name: f"SELECT * FROM threadkeep.{name} WHERE {where[name]} ORDER BY {order}"
             for name, order in _ORDERS.items()
         }
         found = self._read(read)
-        for name, clock in CLOCKS:
+        for name, column in CLOCKS | (INDEXED if of_bob else set()):
             for row in found[name]:
-                del row[clock]
+                del row[column]
+        if of_bob:
+            del found["postings"]
         return found
 
     def read(self, sql: str) -> Rows:
