@@ -29,7 +29,7 @@ CLOCKS = {("sessions", "run_alive_at"), ("runs", "alive_at")}
 """What a run at work renews by itself."""
 
 INDEXED = {("sessions", name) for name in ("search_no", "indexed_epoch", "indexed_seq")}
-"""What the server's loop renews of Bob's sessions, as it does the postings; Ann's are in the index."""
+"""What the server's loop brings up to date, beside the postings. It has done with Ann's."""
 
 _NOT_BOBS = {
     "sessions": "owner <> 'bob'",
