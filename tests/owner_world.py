@@ -39,12 +39,13 @@ _NOT_BOBS = {
     "model_calls": "journal_id NOT IN (SELECT run_id FROM threadkeep.runs WHERE owner = 'bob')",
     "tool_calls": "journal_id NOT IN (SELECT run_id FROM threadkeep.runs WHERE owner = 'bob')",
     "approvals": "owner <> 'bob'",
+    "owner_keys": "coalesce(owner, '') <> 'bob'",
     "postings": "search_no NOT IN (SELECT search_no FROM threadkeep.sessions "
     "WHERE owner = 'bob' AND search_no IS NOT NULL)",
 }
 """Which rows of a table are not Bob's."""
 
-_ORDERS = ORDERS | {"postings": "scope, term, search_no, block"}
+_ORDERS = ORDERS | {"owner_keys": "key_id", "postings": "scope, term, search_no, block"}
 
 _TABLES = {
     SQLite: "SELECT name FROM sqlite_master WHERE type = 'table'",
@@ -176,6 +177,8 @@ def _fill(world: World, ann: httpx.Client) -> None:
     }
     statuses = [ann.get(f"/responses/{r['id']}").json()["status"] for r in (held, queued)]
     assert statuses == ["in_progress", "queued"]
+    owner_key = {"owner": "ann", "key_id": f"{MARK} key", "wrapped": MARK, "master_id": "none"}
+    world.app.do(world.app.app.state.database.call("add_owner_key", **owner_key))
     assert ann.get("/sessions", params={"q": MARK}).json()["data"]  # so all is in the index
     tables = {row["name"] for row in world.read(_TABLES[type(world.place)])}
     assert tables - {"schema_migrations"} == {*_NOT_BOBS}, (

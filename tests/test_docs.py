@@ -123,7 +123,7 @@ def test_the_snippets_about_approvals(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_curl_commands_about_sessions(running_app: RunningApp, tmp_path: Path) -> None:
     """Each is run as it stands, but for the address and the session; none fails."""
     commands = [b for b in blocks("bash", SESSIONS) if b.startswith("curl")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     with client_of(running_app.url) as client:
         session_id = session_of(ask(client, "say hi"))
         for command in commands:

@@ -27,6 +27,8 @@ STATEMENTS = load_statements("sqlite")
 LOOP = "a loop of every server, over all owners; it answers nobody"
 FENCED = "under an id that is random, and known to one import; it leaves any session's items alone"
 DOCTOR = "for who runs the server, over all owners"
+SEALED = "by the id that a sealed text names; what it gives is wrapped"
+ROTATED = "for who changes the master key, over all owners"
 ADOPTED = "from tables that know no owner; what it makes is nobody's"
 
 WITHOUT_OWNER = {
@@ -37,6 +39,10 @@ WITHOUT_OWNER = {
     "list_decided_runs": LOOP,
     "stage_items": FENCED,
     "unstage_items": FENCED,
+    "get_key": SEALED,
+    "count_keys": ROTATED,
+    "list_keys": ROTATED,
+    "rewrap_key": ROTATED,
     "list_all_sessions": DOCTOR,
     "list_item_sessions": DOCTOR,
     "list_silent_runs": DOCTOR,
@@ -86,6 +92,7 @@ VALUES: dict[str, list[Any]] = {
     "keep": [0, 1],
     "limit": [99],
     "made": [0, 1],
+    "master_id": ["none"],
     "metadata": ["{}"],
     "model_keys": [["k"]],
     "model_requests": [["h"]],
@@ -119,6 +126,7 @@ VALUES: dict[str, list[Any]] = {
     "updated_at": [1],
     "waits": [False, True],
     "watch_for": [1000],
+    "wrapped": ["mine"],
 }
 """What a statement is given that is no id: the first of them, then each of the others in turn."""
 
@@ -131,6 +139,7 @@ IDS: dict[str, str] = {
     "fork_id": "session",
     "idempotency_key": "key",
     "journal_id": "run",
+    "key_id": "key",
     "open_run_id": "run",
     "run_id": "run",
     "search_no": "session",
@@ -256,6 +265,7 @@ def _hers(stored: dict[str, Rows]) -> Iterator[dict[str, Any]]:
             "journal_id": run["journal_id"],
             "approval_id": (approvals or stored["approvals"])[0]["approval_id"],
             "idempotency_key": f"{MARK} key",
+            "key_id": f"{MARK} key",
             "fork_id": next(iter(without)),
             "count": row["seq"],
             "search_no": row["search_no"],
@@ -276,7 +286,7 @@ async def _bobs(database: Any, hers: dict[str, Any]) -> dict[str, Any]:
     run_id, fork_id = f"resp_{uuid4()}", str(uuid4())
     ids: dict[str, Any] = {"session_id": str(uuid4()), "run_id": run_id, "open_run_id": run_id}
     ids |= {"journal_id": run_id, "approval_id": str(uuid4()), "idempotency_key": None}
-    ids |= {"search_no": uuid4().int >> 66, "search_nos": ["0"]}
+    ids |= {"key_id": str(uuid4()), "search_no": uuid4().int >> 66, "search_nos": ["0"]}
     ids |= {"indexed_epoch": -1, "indexed_seq": 0}
     ids |= {"fork_id": fork_id, "staged_id": str(uuid4()), "epoch": 0, "seq": 0, "attempt": 1}
     ids |= {"approval_ids": [ids["approval_id"]], "session_ids": [ids["session_id"]]}

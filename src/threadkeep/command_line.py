@@ -17,6 +17,7 @@ from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import DatabaseUnavailableError, ThreadkeepError
 from threadkeep.history import check_id
+from threadkeep.sealing import SealedDatabase, check_keys
 from threadkeep.settings import load_env
 
 P = ParamSpec("P")
@@ -77,6 +78,10 @@ async def up_to_date() -> AsyncIterator[Database]:
             raise DatabaseUnavailableError(
                 "The database is not up to date. Run first: threadkeep migrate"
             )
+        if not isinstance(database, SealedDatabase):
+            await check_keys(database, None)
+        else:
+            await database.open()
         yield database
     finally:
         await database.close()

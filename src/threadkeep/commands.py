@@ -16,6 +16,7 @@ import click
 
 from threadkeep.command_line import OWNER, check_ids, command, printable, up_to_date
 from threadkeep.connect import connect, connect_postgres
+from threadkeep.encryption_commands import encryption
 from threadkeep.errors import DatabasePermissionError, InvalidInputError, NotFoundError
 from threadkeep.history import check_id, check_json
 from threadkeep.migrate import RELEASE
@@ -57,6 +58,7 @@ async def migrate(check: bool) -> int:
     return 1 if check and missing else 0
 
 
+main.add_command(encryption)
 main.add_command(owners)
 
 _DOCTOR = "Check all that an app needs; say what to do."

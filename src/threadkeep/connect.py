@@ -14,6 +14,7 @@ from threadkeep.lakebase import Lakebase
 from threadkeep.lakebase_place import LakebasePlace
 from threadkeep.postgres import PostgresDatabase
 from threadkeep.postgres_server import UrlServer
+from threadkeep.sealing import SealedDatabase, sealed_as_set
 from threadkeep.settings import DatabaseSettings
 from threadkeep.sqlite import SQLiteDatabase
 
@@ -37,6 +38,10 @@ def connect(place: DatabaseSettings | str | None = None) -> Database:
         SettingsError: It is of no kind we know, or a setting is missing.
     """
     settings = settings_of(place)
+    return sealed_as_set(_driver(settings), settings)
+
+
+def _driver(settings: DatabaseSettings) -> PostgresDatabase | SQLiteDatabase:
     if settings.uses_lakebase:
         return PostgresDatabase(Lakebase(LakebasePlace.of(settings)), settings.schema_name)
     if settings.database_url is None and settings.databricks_app_name is not None:
@@ -63,23 +68,25 @@ def settings_of(place: DatabaseSettings | str | None) -> DatabaseSettings:
 
     Args:
         place: Settings, which are taken as they are; a URL, for which the environment names the
-            schema alone; or None.
+            schema and the master key alone; or None.
     """
     if isinstance(place, DatabaseSettings):
         return place.of_the_database
     if place is None:
         return DatabaseSettings.read(os.environ)
-    schema = os.environ.get("LAKEBASE_AGENT_MEMORY_SCHEMA", "")
-    return DatabaseSettings.read({"DATABASE_URL": place, "LAKEBASE_AGENT_MEMORY_SCHEMA": schema})
+    kept = ("LAKEBASE_AGENT_MEMORY_SCHEMA", "ENCRYPTION_KEY", "ENCRYPTION_KEY_FILE")
+    return DatabaseSettings.read(
+        {"DATABASE_URL": place} | {name: os.environ.get(name, "") for name in kept}
+    )
 
 
 def connect_postgres(place: DatabaseSettings | str | None = None) -> PostgresDatabase:
-    """As `connect`, for what only Postgres has.
+    """As `connect`, for what only Postgres has; contents are given as they lie there.
 
     Raises:
         SettingsError: It is another database.
     """
-    database = connect(place)
+    database = _driver(settings_of(place))
     if not isinstance(database, PostgresDatabase):
         raise SettingsError(
             "This needs a Postgres or a Lakebase, and none is set. Set DATABASE_URL, or "
@@ -100,11 +107,16 @@ def hold(place: DatabaseSettings | str | None, holder: object) -> Database:
         database = _shared.get(settings)
         if database is None:
             database = _shared[settings] = connect(settings)
-            if isinstance(database, PostgresDatabase):
+            if not isinstance(unsealed(database), SQLiteDatabase):
                 # Sessions are often made anew for every request; their connections must stay.
                 _kept.add(database)
         _holders.setdefault(database, weakref.WeakSet()).add(holder)
         return database
+
+
+def unsealed(database: Database) -> Database:
+    """The database itself, which gives contents as they lie there."""
+    return database.inner if isinstance(database, SealedDatabase) else database
 
 
 async def release(database: Database, holder: object) -> None:

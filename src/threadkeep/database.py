@@ -19,6 +19,9 @@ Row = Mapping[str, Any]
 Value = str | int | None | Sequence[str]
 """What a parameter may be; a sequence of strings is an array to the statement."""
 
+SEALED = "\x01"
+"""How contents begin that are sealed (sealing.py); nothing else that is stored does."""
+
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 

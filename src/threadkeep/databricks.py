@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Self
 from agents import RunContextWrapper, TResponseInputItem
 
 from threadkeep.adoption import Adoption, PeerTables
+from threadkeep.database import Database
 from threadkeep.errors import InvalidInputError
 from threadkeep.history import cache_of
 from threadkeep.lakebase import Lakebase
 from threadkeep.lakebase_place import LakebasePlace
 from threadkeep.postgres import POOL_SIZE, WAIT_SECONDS, PostgresDatabase
+from threadkeep.sealing import sealed_as_set
 from threadkeep.session import Session
 from threadkeep.settings import DatabaseSettings
 
@@ -185,7 +187,7 @@ class _Pool:
 
 @dataclass(frozen=True)
 class _Opened:
-    database: PostgresDatabase
+    database: Database
     adoption: Adoption
 
 
@@ -216,7 +218,8 @@ class _Configuration:
             pool_size=self.pool.size,
             wait_seconds=self.pool.timeout,
         )
-        return _Opened(database, Adoption(database, self.peer))
+        sealed = sealed_as_set(database, DatabaseSettings.read(os.environ))
+        return _Opened(sealed, Adoption(database, self.peer))
 
     def shared(self) -> _Opened:
         """The one pool of this process."""

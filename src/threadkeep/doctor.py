@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from uuid_utils import uuid7
 
 from threadkeep.approval_webhook import Webhook
-from threadkeep.connect import connect
+from threadkeep.connect import connect, unsealed
 from threadkeep.database import Database
 from threadkeep.errors import ThreadkeepError
 from threadkeep.failures import describe
@@ -114,8 +114,8 @@ async def _look_at_all(settings: Settings, database: Database) -> AsyncIterator[
             yield finding
     if not well:
         yield _skipped("database")
-    elif isinstance(database, PostgresDatabase):
-        async for finding in _look_at_postgres(database, settings.uses_lakebase):
+    elif isinstance(plain := unsealed(database), PostgresDatabase):
+        async for finding in _look_at_postgres(plain, settings.uses_lakebase):
             yield finding
     else:
         yield await _look_at_sqlite(database)

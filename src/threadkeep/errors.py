@@ -215,6 +215,10 @@ class WorkspaceError(DatabaseUnavailableError):
     """The Databricks workspace did not let us in or did not answer. The message says which."""
 
 
+class SealedError(DatabaseError):
+    """Contents are sealed, and can't be opened: without the master key, or for good."""
+
+
 class DatabaseBusyError(DatabaseError):
     """Another process holds the database for longer than we wait. Try again."""
 

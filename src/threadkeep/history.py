@@ -23,8 +23,8 @@ from typing import Any, cast
 from agents import TResponseInputItem
 from uuid_utils import uuid7
 
-from threadkeep.database import Database, Row
-from threadkeep.errors import InvalidInputError, SessionNotFoundError
+from threadkeep.database import SEALED, Database, Row
+from threadkeep.errors import InvalidInputError, SealedError, SessionNotFoundError
 
 CACHE_BYTES = 64 * 1024 * 1024
 """How much history a process keeps of one database, in bytes."""
@@ -70,8 +70,11 @@ def check_json(value: object, param: str) -> None:
     """Refuses what JSON's readers take and its writers, or models, do not.
 
     Raises:
-        InvalidInputError: It holds half of a surrogate pair, no number, or is nested too deeply.
+        InvalidInputError: It holds half of a surrogate pair, no number, or is nested too deeply; or
+            begins as nothing may that is stored.
     """
+    if isinstance(value, str) and value.startswith(SEALED):
+        raise InvalidInputError(f"{param} begins with a control character.", param=param)
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
@@ -130,7 +133,15 @@ def encode_items(items: Iterable[object], param: str = "items") -> list[str]:
 
 
 def decode_item(text: str) -> dict[str, Any] | None:
-    """The item of a stored text, or None when the text is damaged."""
+    """The item of a stored text, or None when the text is damaged.
+
+    Raises:
+        SealedError: It is sealed, and nothing is there to open it.
+    """
+    if text.startswith(SEALED):
+        raise SealedError(
+            "What is stored is sealed. Set ENCRYPTION_KEY to the key it was sealed with."
+        )
     try:
         item = json.loads(text)
     except (ValueError, RecursionError):

@@ -2,8 +2,8 @@
 
 Forgetting goes in batches, each of them sessions with all that belongs to them, so one that is
 interrupted is gone on with by the next. Runs at work are asked to stop and waited for; those that
-lost their process are ended. At last what is left of the deleted rows in the database's own files
-is overwritten.
+lost their process are ended. At last the key that sealed it all is destroyed, and what is left of
+the deleted rows in the database's own files is overwritten.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from threadkeep.database import Database, Value
 from threadkeep.run_log import LOST_AFTER_MS
+from threadkeep.sealing import KEY_SECONDS
 
 WAIT_SECONDS = 30.0
 """How long runs at work are waited for. More than it takes to lose a process (LOST_AFTER_MS)."""
@@ -68,9 +69,23 @@ async def forget(database: Database, owner: str, wait_seconds: float = WAIT_SECO
         )
         deleted.update(await _delete(database, "delete_stray_runs", "runs", owner=owner))
         left = {name: count for name, count in (await count_of(database, owner)).items() if count}
+        if left.keys() == {"owner_keys"}:
+            # What others have sealed with it meanwhile goes with the next look.
+            deleted["owner_keys"] += await _take_key(database, owner)
+            await asyncio.sleep(KEY_SECONDS)
+            deadline = max(deadline, clock() + KEY_SECONDS)
+            continue
         if not left or clock() > deadline:
             return Receipt(deleted, left, at_work)
         await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _take_key(database: Database, owner: str) -> int:
+    """Destroys the key of an owner, or takes it away from them when it has sealed what is others'
+    now; gives how many keys are gone."""
+    gone = await database.call("destroy_owner_key", owner=owner)
+    await database.call("leave_owner_key", owner=owner)
+    return len(gone)
 
 
 async def _delete(

@@ -106,7 +106,7 @@ async def search_sessions(
     words = words[:MAX_WORDS]
     if not words:
         return [], is_current
-    ranked, is_whole = await _ranked(database, scope_of(owner), words, beginning)
+    ranked, is_whole = await _ranked(database, owner, words, beginning)
     start = 0
     if after:
         found = await database.call("get_session", session_id=after, owner=owner)
@@ -126,14 +126,14 @@ async def search_sessions(
 
 
 async def _ranked(
-    database: Database, scope: int, words: Sequence[str], beginning: str
+    database: Database, owner: str, words: Sequence[str], beginning: str
 ) -> tuple[list[_Found], bool]:
     """The sessions that have all the words, the best first, and whether none can be missing."""
     groups = [[word] for word in words]
     if beginning:
         endings = await database.call(
             "list_terms",
-            scope=scope,
+            scope=scope_of(owner),
             first=beginning,
             beyond=beginning + "\U0010ffff",
             limit=MAX_ENDINGS,
@@ -142,7 +142,9 @@ async def _ranked(
     terms = [term for group in groups for term in group]
     group_of = [place for place, group in enumerate(groups) for _ in group]
     share = MAX_READ // len(terms)
-    rows = await database.call("read_postings", scope=scope, terms=terms, limit=share)
+    rows = await database.call(
+        "read_postings", owner=owner, scope=scope_of(owner), terms=terms, limit=share
+    )
     by_term: dict[int, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row["search_no"], row["block"]), reverse=True):
         by_term[row["place"]].append(row)
@@ -161,7 +163,8 @@ async def _ranked(
         wanted = sorted(candidates, reverse=True)[: MAX_READ // len(cut)]
         more = await database.call(
             "read_postings_of",
-            scope=scope,
+            owner=owner,
+            scope=scope_of(owner),
             terms=[terms[place] for place in cut],
             search_nos=[str(number) for number in wanted],
         )

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar
 
 from uuid_utils import uuid7
 
-from threadkeep.database import Database, Row
+from threadkeep.database import SEALED, Database, Row
 from threadkeep.errors import (
     ConflictError,
     InvalidInputError,
@@ -99,7 +99,7 @@ async def import_session(
         InvalidInputError: A line can't be used; it is named, and nothing was kept.
         SessionExistsError: There is a session with its id, whoever owns it.
     """
-    staged = _Staged(database)
+    staged = _Staged(database, owner)
     made = False
     try:
         session = await _read_all(lines, staged)
@@ -199,6 +199,7 @@ class _Staged:
     """Items that are stored, and of no session yet."""
 
     database: Database
+    owner: str
     id: str = field(default_factory=lambda: str(uuid7()))
     count: int = 0
     _stored: int = 0
@@ -226,6 +227,7 @@ class _Staged:
         self._items, self._run_ids, self._times, self._size = [], [], [], 0
         await self.database.call(
             "stage_items",
+            owner=self.owner,
             staged_id=self.id,
             first_seq=first_seq,
             items=items,
@@ -287,6 +289,8 @@ def _item_of(line: _Line, seq: int) -> tuple[str, str | None, int]:
     if line.value("seq") != seq:
         line.fail(f"must have the seq {seq}: items are numbered from 1, without gaps")
     run_id = line.checked("response_id", _check_id_or_none)
+    if line.text("data").startswith(SEALED):
+        line.fail("has data that begins as nothing may that is stored")
     return line.text("data"), run_id, line.integer("created_at", most=MAX_TIME)
 
 

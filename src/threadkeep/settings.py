@@ -45,6 +45,8 @@ class DatabaseSettings(BaseModel):
         "threadkeep", alias="LAKEBASE_AGENT_MEMORY_SCHEMA", max_length=63, pattern=r"^[^\x00]+$"
     )
     databricks_app_name: str | None = Field(None, alias="DATABRICKS_APP_NAME")
+    encryption_key: str | None = Field(None, alias="ENCRYPTION_KEY", repr=False)
+    encryption_key_file: Path | None = Field(None, alias="ENCRYPTION_KEY_FILE")
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Self:
@@ -72,6 +74,11 @@ class DatabaseSettings(BaseModel):
         fields = DatabaseSettings.model_fields.items()
         values = {field.alias or name: getattr(self, name) for name, field in fields}
         return DatabaseSettings.model_validate(values)
+
+    @property
+    def seals(self) -> bool:
+        """Whether contents are sealed."""
+        return bool(self.encryption_key or self.encryption_key_file)
 
     @property
     def uses_lakebase(self) -> bool:

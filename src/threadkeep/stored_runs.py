@@ -71,7 +71,7 @@ class Steps:
 async def read_steps(
     database: Database, owner: str, journal_id: str, checkpoint_run_id: str
 ) -> Steps:
-    """What an owner's journal holds, what was decided about its calls, and those of a checkpoint."""
+    """What an owner's journal holds, and what was decided about its calls or a checkpoint's."""
     steps = Steps()
     for row in await database.call("read_journal", journal_id=journal_id, owner=owner):
         key = row["key"]

@@ -141,6 +141,7 @@ async def assign_sessions(
     Returns:
         Those that were given; not those that a run has, or waits for.
     """
+    await database.call("share_owner_key", owner=owner)
     rows = await database.call(
         "assign_sessions", session_ids=session_ids, owner=owner, new_owner=new_owner
     )

@@ -19,6 +19,7 @@ from threadkeep.models import Models
 from threadkeep.retention import keep_forgetting
 from threadkeep.run_request import Limits
 from threadkeep.runs import Runs
+from threadkeep.sealing import check_keys
 from threadkeep.search import keep_indexing
 from threadkeep.server import approvals, health, pages, responses, sessions
 from threadkeep.server.errors import add_error_handlers
@@ -108,6 +109,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = connect(settings)
         opened.push_async_callback(database.close)
         await database.open()
+        if not settings.seals:
+            await check_keys(database, None)
         opened.push_async_callback(app.state.models.aclose)
         await app.state.models.start(app.state.first_agent() if app.state.models.is_local else None)
         runs = Runs(database, app.state.limits, app.state.run_requests.restore)

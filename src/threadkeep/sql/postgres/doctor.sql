@@ -72,7 +72,7 @@ copied AS (
   FROM threadkeep.items i
   WHERE i.session_id = :session_id AND EXISTS (SELECT FROM head)),
 given AS (
-  SELECT item, place, CASE WHEN item NOT LIKE '{%' THEN item::bigint END AS stays
+  SELECT item, place, CASE WHEN item ~ '^[0-9]+$' THEN item::bigint END AS stays
   FROM unnest(:items::text[]) WITH ORDINALITY AS g (item, place)),
 wanted AS (
   SELECT g.place, g.stays, coalesce(o.data, g.item) AS data, o.run_id,

@@ -62,7 +62,7 @@ SELECT :session_id, j.key + 1, coalesce(o.data, j.value), o.run_id, coalesce(o.c
 FROM json_each(:items) j
 JOIN clock c
 LEFT JOIN items o ON o.session_id = :fork_id
-  AND o.seq = CASE WHEN j.value NOT LIKE '{%' THEN CAST(j.value AS INTEGER) END
+  AND o.seq = CASE WHEN j.value GLOB '[0-9]*' THEN CAST(j.value AS INTEGER) END
 WHERE EXISTS (
     SELECT 1 FROM sessions f WHERE f.session_id = :fork_id AND f.epoch = :fork_epoch AND f.owner = :owner);
 UPDATE sessions SET seq = json_array_length(:items), epoch = :new_epoch, run_id = NULL

@@ -22,7 +22,9 @@ UNION ALL
 SELECT 'approvals', count(*) FROM approvals WHERE owner = :owner
 UNION ALL
 SELECT 'postings', count(*)
-FROM sessions s JOIN postings p ON p.search_no = s.search_no WHERE s.owner = :owner;
+FROM sessions s JOIN postings p ON p.search_no = s.search_no WHERE s.owner = :owner
+UNION ALL
+SELECT 'owner_keys', count(*) FROM owner_keys WHERE owner = :owner;
 
 -- name: stop_owner
 -- Asks whichever processes have runs of an owner to stop them, and ends those whose process gave no sign of

@@ -1,0 +1,276 @@
+"""Contents sealed at rest: what lies in the database, who can read it, and when nobody can."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.backends import Backend
+from tests.client import ANN, ask, client_of, contents
+from tests.conftest import RunningApp, environment
+from tests.test_forget import MARK, marked, note, pay, recall, scan, tables
+from tests.test_mend import user
+from threadkeep import Session, sealing
+from threadkeep.commands import main
+from threadkeep.connect import connect
+from threadkeep.database import SEALED, Database, load_statements
+from threadkeep.errors import DatabaseUnavailableError, SealedError, SettingsError
+from threadkeep.owners import count_of, forget
+from threadkeep.sealing import SEALED_PARAMETERS, MasterKeys, new_master
+from threadkeep.search import search_sessions
+from threadkeep.settings import DatabaseSettings
+from threadkeep.stored_sessions import assign_sessions, get_session
+from threadkeep.testing import score
+
+BOTH = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
+
+# What is no content: ids, owners, numbers, times, states, names of tools, and hashes. To be looked
+# at whenever a statement gets a parameter of another name.
+OPEN = """
+after again_after approval_expiry approval_id approval_ids approval_keys approval_kind attempt
+before beyond blocks checkpoint_version count created_at epoch
+expires_at first first_item first_seq fork_epoch fork_id given_up_after hits how idempotency_key
+indexed_epoch indexed_seq input_hash item_seq journal_id keep key_id lease limit made master_id
+master_ids model_keys model_requests new_epoch new_owner old_master_id older_than open open_hash
+open_run_id own owner parent_session_id request_hash reset_epoch run_id run_ids scope
+search_no search_nos seq seqs session_id session_ids staged_id stale_after status statuses tag
+tell_tries timed times titled tool_approvals tool_keys tool_repeatable tool_states tools
+updated_at waits watch_for wrapped
+"""
+# Those of the search index are told by a keyed hash.
+HASHED = {"terms"}
+
+
+def test_every_parameter_is_decided_on() -> None:
+    """What may hold contents is sealed in every statement."""
+    for dialect in ("sqlite", "postgres"):
+        texts = "\n".join(load_statements(dialect).values())
+        names = set(re.findall(r"(?<![:\w]):(\w+)", re.sub("--.*", "", texts)))
+        names -= {"call_id", "channel", "retried"}  # of the driver
+        assert names == SEALED_PARAMETERS | {*OPEN.split()} | HASHED, dialect
+
+
+Opens = Callable[..., Database]
+
+
+@pytest.fixture
+async def sealed(backend: Backend) -> AsyncIterator[Opens]:
+    """Opens the database as a process with this ENCRYPTION_KEY does; closed in the end."""
+    opened = []
+
+    def opens(*masters: str) -> Database:
+        keys = {"ENCRYPTION_KEY": ",".join(masters)} if masters else {}
+        opened.append(connect(DatabaseSettings.read(backend.variables | keys)))
+        return opened[-1]
+
+    yield opens
+    for database in opened:
+        await database.close()
+
+
+@pytest.fixture
+def master() -> str:
+    return new_master()
+
+
+@pytest.fixture
+def app(backend: Backend, master: str) -> Iterator[RunningApp]:
+    """A server behind a proxy that says who asks."""
+    place = environment(backend, THREADKEEP_TRUST_PROXY_HEADERS="1", ENCRYPTION_KEY=master)
+    app = RunningApp(place, tools=[recall, note, pay])
+    yield app
+    app.model.go_on.set()
+    app.stop()
+
+
+@BOTH
+def test_nothing_said_lies_there_plain(backend: Backend, app: RunningApp) -> None:
+    """No message, title, metadata, tool call, output, event or journal; and all of it works, over a
+    restart too."""
+    with client_of(app.url, **ANN) as client:
+        said = ask(client, f"use recall; say {MARK} is my word", "s", metadata={"of": MARK})
+        waits = ask(client, f"use pay; say paid for {MARK}", "waits")
+        assert client.patch("/sessions/s", json={"metadata": {"of": MARK}}).status_code == 200
+        fork = client.post("/sessions/s/fork").json()
+    app.restart()
+    with client_of(app.url, **ANN) as client:
+        [asked] = [i["id"] for i in waits["output"] if i["type"] == "mcp_approval_request"]
+        decided = {"approve": False, "reason": f"{MARK} is too dear"}
+        assert client.post(f"/approvals/{asked}", json=decided).status_code == 200
+        until(lambda: contents(client, "waits")[-1] == f"paid for {MARK}")
+        assert client.get(f"/responses/{said['id']}").json()["output"] == said["output"]
+        assert client.get("/approvals").json()["data"][0]["reason"] == decided["reason"]
+        assert f"{MARK} output" in client.get("/sessions/s/export").text
+        sessions = client.get("/sessions", params={"q": f"my word {MARK}"}).json()["data"]
+        assert {session["id"] for session in sessions} == {"s", fork["id"]}
+        assert MARK in sessions[0]["title"]
+        assert MARK in sessions[0]["match"]["text"]
+        assert sessions[0]["metadata"] == {"of": MARK}
+        deleted = client.delete("/sessions/waits")
+        assert deleted.status_code == 200
+    assert {table: marked(backend, table) for table in tables(backend)} == dict.fromkeys(
+        tables(backend), 0
+    )
+    assert scan(backend) == 0
+
+
+def until(done: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+async def test_a_sealed_session_conforms(sealed: Opens, master: str) -> None:
+    """On each database, through two connections to it, as two processes have."""
+    databases = [sealed(master) for _ in range(2)]
+    made = iter(range(10**6))
+
+    async def make(session_id: str) -> Session:
+        return Session(session_id, database=databases[next(made) % 2])
+
+    report = await score(make)
+    assert report.failures == {}
+
+
+@BOTH
+async def test_masters_change(
+    backend: Backend, sealed: Opens, master: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one first, beside the old one; then without that. No other one opens anything."""
+    monkeypatch.setattr(sealing, "KEY_SECONDS", 0)
+    one, new = sealed(master), new_master()
+    for owner in ("ann", "bob"):
+        await Session("s" + owner, database=one, owner=owner).add_items([user(f"{MARK} 1")])
+    for name, value in (backend.variables | {"ENCRYPTION_KEY": f"{new}, {master}"}).items():
+        monkeypatch.setenv(name, value)
+    both = sealed(new, master)
+    await Session("scy", database=both, owner="cy").add_items([user(f"{MARK} 1")])
+    assert len(await Session("sann", database=both, owner="ann").get_items()) == 1
+    for count in (2, 0):
+        done = await asyncio.to_thread(CliRunner().invoke, main, ["encryption", "rotate"])
+        assert done.output == f"Wrapped by the first key: {count} that another one had wrapped.\n"
+    after = sealed(new)
+    for owner in ("ann", "bob", "cy"):
+        items = await Session("s" + owner, database=after, owner=owner).get_items()
+        assert items == [user(f"{MARK} 1")]
+    for left in (sealed(master), sealed(new_master())):
+        with pytest.raises(DatabaseUnavailableError, match="another master key"):
+            await left.open()
+        with pytest.raises(SealedError, match="another master key"):
+            await Session("sann", database=left, owner="ann").get_items()
+
+
+@BOTH
+async def test_without_the_key(backend: Backend, sealed: Opens, master: str) -> None:
+    """Nothing is read as if it were what was said; server and commands say what is missing."""
+    database, bare = sealed(master), sealed()
+    session = Session("s", database=bare)
+    await session.add_items([user("plain")])
+    await Session("s", database=database).add_items([user(MARK)])
+    assert await Session("s", database=database).get_items() == [user("plain"), user(MARK)]
+    with pytest.raises(SealedError, match="Set ENCRYPTION_KEY"):
+        await session.get_items()
+    with pytest.raises(DatabaseUnavailableError, match="sealed"):
+        await sealing.check_keys(bare, None)
+    done = await asyncio.to_thread(
+        CliRunner().invoke, main, ["sessions", "show", "s"], env=backend.variables
+    )
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "another master key" in done.stderr
+
+
+@BOTH
+async def test_forgotten_with_the_key(
+    backend: Backend, sealed: Opens, master: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a backup brings back can't be opened; what was written meanwhile is gone too, and the
+    owner may begin anew. What was given to somebody else stays theirs."""
+    monkeypatch.setattr(sealing, "KEY_SECONDS", 0.5)
+    monkeypatch.setattr("threadkeep.owners.KEY_SECONDS", 0.6)
+    one, other, bare = sealed(master), sealed(master), sealed()
+    for owner in ("ann", "bob"):
+        await Session(owner, database=one, owner=owner).add_items([user(MARK)])
+        await Session(f"{owner}s-gift", database=one, owner=owner).add_items([user(f"for {owner}")])
+    backup = (await bare.call("read_first_items", session_id="ann", owner="ann", after=0, limit=9))[
+        0
+    ]
+    assert backup["data"].startswith(SEALED)
+    await assign_sessions(one, ["bobs-gift"], owner="bob", new_owner="cy")
+
+    forgetting = asyncio.create_task(forget(one, "ann"))
+    late = Session("late", database=other, owner="ann")
+    while not forgetting.done():  # a process that knows the key yet
+        await late.add_items([user("late")])
+        await asyncio.sleep(0.2)
+        if await bare.call("get_owner_key", owner="ann") == []:
+            break
+    receipt = await forgetting
+    assert (receipt.deleted["owner_keys"], receipt.left) == (1, {})
+    assert not any((await count_of(bare, "ann")).values())
+    await Session("ann", database=bare, owner="ann").add_items([])
+    backend.execute(
+        "INSERT INTO threadkeep.items (session_id, seq, data, created_at) SELECT 'ann', 1, "
+        f"'{backup['data']}', created_at FROM threadkeep.sessions LIMIT 1"
+    )
+    with pytest.raises(SealedError, match="destroyed"):
+        await one.call("read_whole_sessions", session_ids=["ann"], stale_after=0)
+    await Session("new", database=other, owner="ann").add_items([user("again")])
+    assert await Session("new", database=one, owner="ann").get_items() == [user("again")]
+
+    assert (await forget(one, "bob")).left == {}
+    assert await Session("bobs-gift", database=other, owner="cy").get_items() == [user("for bob")]
+
+
+@BOTH
+async def test_a_search_tells_owners_apart(backend: Backend, sealed: Opens, master: str) -> None:
+    """Whole words are found, beginnings of words are not; the index has neither."""
+    database = sealed(master)
+    for owner in ("ann", "bob"):
+        await Session(owner, database=database, owner=owner).add_items([user(f"{MARK} sushi")])
+    assert [s["id"] for s in (await search_sessions(database, "ann", "sushi", limit=9))[0]] == [
+        "ann"
+    ]
+    assert await search_sessions(database, "ann", "sus", limit=9) == ([], True)
+    assert await search_sessions(database, "cy", "sushi", limit=9) == ([], True)
+    assert (await get_session(database, "ann", "ann"))["title"] == f"{MARK} sushi"
+    backend.execute(
+        f"UPDATE threadkeep.sessions SET title = '{SEALED}x.AAAA' WHERE session_id = 'ann'"
+    )
+    with pytest.raises(SealedError):
+        await get_session(database, "ann", "ann")
+
+
+@pytest.mark.parametrize(
+    ("setting", "file", "words"),
+    [
+        ("short", None, "ENCRYPTION_KEY must hold keys of 32 bytes"),
+        (",", None, "ENCRYPTION_KEY holds no key"),
+        ("", "nowhere", "ENCRYPTION_KEY_FILE: the file can't be read"),
+        (new_master(), "nowhere", "not both"),
+    ],
+)
+def test_a_key_that_can_not_be_used(
+    setting: str, file: str | None, words: str, tmp_path: Path
+) -> None:
+    """Is told without being told."""
+    with pytest.raises(SettingsError, match=words) as caught:
+        MasterKeys.read(setting or None, tmp_path / file if file else None)
+    assert "short" not in str(caught.value)
+
+
+def test_a_key_from_a_file(tmp_path: Path) -> None:
+    """As commands make it."""
+    key = CliRunner().invoke(main, ["encryption", "new-key"]).output
+    (tmp_path / "key").write_text(key)
+    masters = MasterKeys.read(None, tmp_path / "key")
+    assert masters is not None
+    assert len(masters.by_id) == 1
+    assert key.strip() not in repr(masters)
