@@ -107,7 +107,8 @@ news AS (
   SELECT seq, data, created_at FROM stored),
 other AS (
   SELECT o.owner, CASE WHEN o.owner = :owner THEN o.run_id END AS run_id,
-         CASE WHEN o.owner = :owner AND o.open_hash = :input_hash::text AND o.open_epoch = o.epoch AND o.open_seq = o.seq
+         CASE WHEN o.owner = :owner AND o.open_hash = :input_hash::text
+                AND o.open_epoch = o.epoch AND o.open_seq = o.seq
               THEN o.open_run_id END AS open_run_id
   FROM threadkeep.sessions o WHERE o.session_id = :session_id AND NOT EXISTS (SELECT FROM head))
 SELECT head.epoch, head.seq AS head,
@@ -225,13 +226,15 @@ head AS (
     AND epoch = :epoch AND seq = :seq AND NOT EXISTS (SELECT FROM others)
   RETURNING session_id),
 waits AS (
-  UPDATE threadkeep.runs SET status = 'queued' WHERE run_id = :run_id AND owner = :owner AND EXISTS (SELECT FROM gone)),
+  UPDATE threadkeep.runs SET status = 'queued'
+  WHERE run_id = :run_id AND owner = :owner AND EXISTS (SELECT FROM gone)),
 undone AS (SELECT session_id FROM gone UNION ALL SELECT session_id FROM head),
 replaced AS (
   UPDATE threadkeep.items t
   SET data = f.data, run_id = f.run_id, created_at = f.created_at
   FROM threadkeep.items f JOIN fork ON fork.session_id = f.session_id
-  WHERE t.session_id = :session_id AND t.seq > :keep::bigint AND f.seq = t.seq AND EXISTS (SELECT FROM undone)),
+  WHERE t.session_id = :session_id AND t.seq > :keep::bigint AND f.seq = t.seq
+    AND EXISTS (SELECT FROM undone)),
 removed AS (
   DELETE FROM threadkeep.items t
   WHERE t.session_id = :session_id AND t.seq > :keep::bigint AND EXISTS (SELECT FROM undone)

@@ -77,7 +77,8 @@ WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND
 SELECT s.epoch, s.seq AS head, s.owner IS NULL OR s.owner = :owner AS owned,
        s.run_id IS NOT :run_id OR s.run_attempt <> :attempt AS busy,
        CASE WHEN s.owner = :owner THEN s.run_id END AS busy_run_id,
-       CASE WHEN s.owner = :owner AND s.open_hash = :input_hash AND s.open_epoch = s.epoch AND s.open_seq = s.seq
+       CASE WHEN s.owner = :owner AND s.open_hash = :input_hash
+              AND s.open_epoch = s.epoch AND s.open_seq = s.seq
             THEN s.open_run_id END AS open_run_id,
        s.approved_tools, b.base, i.seq, i.data, i.created_at
 FROM (SELECT CASE WHEN EXISTS (
