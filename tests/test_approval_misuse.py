@@ -8,7 +8,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.backends import Backend, SQLite
-from tests.client import ANN, BOB, Json, ask, client_of, contents, text_of_response
+from tests.client import ANN, Json, ask, client_of, contents, text_of_response
 from tests.conftest import RunningApp
 from tests.deciding import DECLINED, answer, asked, decide, end_of, outputs, refusal
 from tests.workshop import Workshop, move
@@ -80,19 +80,6 @@ def test_decided_by_many_at_once(client: httpx.Client, approval_id: str, shop: W
     (first,) = [reply.json() for reply in replies if reply.status_code == 200]
     assert text_of_response(end_of(client, first["response_id"])) == "done"
     assert shop.done == {"pay": 1}
-
-
-def test_decided_by_another_owner(
-    app: RunningApp, client: httpx.Client, approval_id: str, shop: Workshop
-) -> None:
-    """It is not there for them, and neither is its session."""
-    with client_of(app.url, **BOB) as bob:
-        assert tried(bob, approval_id) == (404, "not_found")
-        assert bob.get("/approvals").json()["data"] == []
-        assert bob.get(f"/approvals/{approval_id}").status_code == 404
-        assert bob.patch("/sessions/s", json={"always_approve": []}).status_code == 404
-    assert client.get(f"/approvals/{approval_id}").json()["status"] == "pending"
-    assert shop.done == {}
 
 
 def test_decided_too_late(

@@ -297,7 +297,8 @@ def test_a_process_that_dies_in_the_middle(
     pass_time(backend, 3)
     receiver.answers = [500]
     assert tell(app, webhook) == 0
-    late = {"approval_id": approval_id, "tell_tries": 1, "again_after": 0}
+    late = {"approval_id": approval_id, "owner": claimed["owner"]}
+    late |= {"tell_tries": 1, "again_after": 0}
     app.do(database.call("record_telling", **late))
     assert tell(app, webhook) == 0
     app.do(database.call("record_telling", **late | {"again_after": None}))

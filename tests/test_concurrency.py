@@ -11,7 +11,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.client import Json, ask, client_of, contents, follow, text_of_response
+from tests.client import Json, ask, contents, follow, text_of_response
 from tests.conftest import RunningApp
 from tests.workshop import Workshop, until
 
@@ -220,20 +220,6 @@ def test_rollback_of_what_waits(
     assert wait_for(here, run)["status"] == "cancelled"
     assert wait_for(here, waiting)["status"] == "cancelled"
     assert contents(here, "s") == ["say now", "now"]
-
-
-def test_no_policy_of_a_stranger(
-    apps: list[RunningApp], here: httpx.Client, there: httpx.Client
-) -> None:
-    """Whose session it is not learns nothing of it, and stops nothing."""
-    run = begin(here, "hold")
-    with client_of(str(there.base_url), **{"X-Forwarded-User": "bob"}) as bob:
-        for policy in POLICIES:
-            assert send(bob, "say mine", policy).status_code == 404
-            assert send(bob, "say mine", policy, background=True).status_code == 404
-    let_go(apps)
-    assert text_of_response(wait_for(here, run)) == "Holding no more."
-    assert contents(here, "s") == ["hold", "Holding no more."]
 
 
 @pytest.mark.parametrize("policy", ["wait", "", 7, ["enqueue"], {}], ids=str)

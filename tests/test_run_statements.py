@@ -88,7 +88,7 @@ async def test_what_a_run_has_done_is_not_done_again(
     resumed = await call("resume_turn", **entrant("r1"), open_run_id="r0", new_epoch=8)
     assert [row["journal_id"] for row in resumed] == ["r0"]
     assert await call("request_stop", run_id="r1", owner="", how="cancel")
-    held = {"run_id": "r1", "session_id": "s", "attempt": 1, "stale_after": 1000}
+    held = {"run_id": "r1", "session_id": "s", "owner": "", "attempt": 1, "stale_after": 1000}
     await call("release_run", **held)
     await database.call("claim_lost_run", stale_after=1000, checkpoint_version=0, own=[])
     rows = await database.call("get_session", session_id="s", owner="")
@@ -100,7 +100,7 @@ async def test_what_a_run_has_done_is_not_done_again(
     assert await database.call("get_session", session_id="s", owner="") == []
     await call("end_lost_turns", session_id="", stale_after=0, given_up_after=0)
     await call("forget_old_runs", older_than=0, limit=9)
-    assert await database.call("read_journal", journal_id="r0") == []
+    assert await database.call("read_journal", journal_id="r0", owner="") == []
 
 
 async def test_what_waits_is_parked_and_cancelled_once(

@@ -251,19 +251,11 @@ async def test_what_changes_while_it_is_exported(
         assert [part async for part in parts] == []
 
 
-async def test_no_statement_of_another_owner_finds_anything(database: Database) -> None:
-    """Nor do those that store what is imported touch the items of a session."""
+async def test_what_is_staged_is_kept_from_sessions(database: Database) -> None:
+    """The statements that store what is imported never touch the items of one."""
     session = Session("s", database=database, owner="ann")
     await session.add_items([user("a"), user("b")])
     before = await exported(database, "s")
-    (row,) = await database.call("get_session", session_id="s", owner="ann")
-    for owner in ("bob", ""):
-        fork = {"session_id": "s", "owner": owner, "epoch": row["epoch"], "keep": 1}
-        assert not await database.call("fork_session", **fork, fork_id="f", new_epoch=7)
-        assert not await assign_sessions(database, ["s"], owner=owner, new_owner="bob")
-        change: dict[str, Any] = {"titled": 1, "title": "x", "metadata": "{}", "tools": []}
-        change |= {"timed": 1, "expires_at": 1}
-        assert not await database.call("change_session", session_id="s", owner=owner, **change)
     await database.call(
         "stage_items", staged_id="s", first_seq=3, items=["{}"], run_ids=[""], times=["0"]
     )

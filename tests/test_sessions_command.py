@@ -62,8 +62,11 @@ def test_looked_at_copied_and_deleted(client: httpx.Client, shell: Shell, tmp_pa
     session = client.get("/sessions/s").json()
     listed, as_json = shell.run("list"), shell.run("list", "--json")
     shown, exported = shell.run("show", "s"), shell.run("export", "s")
+    others = [
+        shell.run(*command, "--owner", "ann")
+        for command in (("show", "s"), ("export", "s"), ("fork", "s"), ("delete", "s", "--yes"))
+    ]
     found, nothing = shell.run("search", "note", "2jdone"), shell.run("search", "zebra")
-    others = shell.run("show", "s", "--owner", "ann")
     forked, asked = shell.run("fork", "s", "--up-to", "1"), shell.run("delete", "s")
     assert listed[0] == 0
     assert listed[1].startswith("s  20")
@@ -78,8 +81,11 @@ def test_looked_at_copied_and_deleted(client: httpx.Client, shell: Shell, tmp_pa
     passage = "  1  use note; say \\x1b[2Jdone\n"
     assert (found, nothing) == ((0, listed[1] + passage, ""), (1, "", ""))
     assert exported == (0, client.get("/sessions/s/export").text, "")
-    assert others[:2] == (2, "")
-    assert others[2].startswith("threadkeep: No such session for this owner.")
+    for code, out, error in others:
+        assert (code, out) == (2, "")
+        assert error.startswith("threadkeep: No such session for this owner.")
+    assign = shell.run("assign", "s", "--from", "ann", "--to", "bob")
+    assert assign[:2] == (1, "s: no such session of ann\n")
     assert contents(client, forked[1].strip()) == ["use note; say \x1b[2Jdone"]
     assert asked[0] != 0
     assert client.get("/sessions/s").json() == session

@@ -221,9 +221,9 @@ async def readmit(database: Database, session_id: str, owner: str, run: Row) -> 
         RunLostError: Its input, or where it had stopped, is not there any more.
     """
     checkpoint, stopped = None, run["checkpoint_run_id"]
-    steps = await read_steps(database, run["journal_id"], stopped)
+    steps = await read_steps(database, owner, run["journal_id"], stopped)
     if stopped:
-        checkpoint = await read_checkpoint(database, stopped, steps.answers)
+        checkpoint = await read_checkpoint(database, owner, stopped, steps.answers)
     history = await read_history(database, session_id, owner)
     base_seq, end = run["base_seq"], run["base_seq"] + run["input_count"]
     if history.position.seq < end:

@@ -223,7 +223,11 @@ async def _tell(database: Database, webhook: Webhook, client: httpx2.AsyncClient
             again_after // 1000,
         )
     await database.call(
-        "record_telling", approval_id=approval_id, tell_tries=tries, again_after=again_after
+        "record_telling",
+        approval_id=approval_id,
+        owner=row["owner"],
+        tell_tries=tries,
+        again_after=again_after,
     )
     return approval is not None and failure is None
 

@@ -144,7 +144,7 @@ async def decide(
         for verdict in verdicts:
             _check_pending(await _find(database, verdict.approval_id, owner))
         raise TurnGoneError
-    left = await database.call("count_pending_approvals", run_id=run_id)
+    left = await database.call("count_pending_approvals", run_id=run_id, owner=owner)
     if left[0]["count"] or runs is None:
         return None
     return await _go_on(runs, run_id, owner)

@@ -77,14 +77,14 @@ class Checkpoint:
 
 
 async def read_checkpoint(
-    database: Database, run_id: str, answers: Mapping[str, Answer]
+    database: Database, owner: str, run_id: str, answers: Mapping[str, Answer]
 ) -> Checkpoint:
-    """Reads where a run has stopped.
+    """Reads where an owner's run has stopped.
 
     Raises:
         RunLostError: It is not there any more.
     """
-    rows = await database.call("read_checkpoint", run_id=run_id)
+    rows = await database.call("read_checkpoint", run_id=run_id, owner=owner)
     if not rows:
         raise RunLostError
     stored = json.loads(rows[0]["checkpoint"])

@@ -309,6 +309,7 @@ class RunLog:
             "release_run",
             run_id=place.run_id,
             session_id=place.session_id,
+            owner=place.owner,
             attempt=place.attempt,
             stale_after=self._lost_after_ms,
         )
@@ -317,7 +318,10 @@ class RunLog:
         self.stop_asked = ""
         with contextlib.suppress(DatabaseError):  # else it is asked for again
             await self._database.call(
-                "refuse_rollback", run_id=self._place.run_id, attempt=self._place.attempt
+                "refuse_rollback",
+                run_id=self._place.run_id,
+                owner=self._place.owner,
+                attempt=self._place.attempt,
             )
 
     async def _store_now(self, wanted: int | None = None) -> None:

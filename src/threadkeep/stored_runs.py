@@ -68,10 +68,12 @@ class Steps:
         return decisions
 
 
-async def read_steps(database: Database, journal_id: str, checkpoint_run_id: str) -> Steps:
-    """What a journal holds, and what was decided about its calls, and those of a checkpoint."""
+async def read_steps(
+    database: Database, owner: str, journal_id: str, checkpoint_run_id: str
+) -> Steps:
+    """What an owner's journal holds, and what was decided about its calls or a checkpoint's."""
     steps = Steps()
-    for row in await database.call("read_journal", journal_id=journal_id):
+    for row in await database.call("read_journal", journal_id=journal_id, owner=owner):
         key = row["key"]
         if row["kind"] == "model":
             steps.models[key] = ModelStep(key, row["request_hash"], row["response"])
@@ -81,7 +83,8 @@ async def read_steps(database: Database, journal_id: str, checkpoint_run_id: str
             if row["approval_id"]:
                 steps.made_again_by[key] = row["approval_id"]
     if checkpoint_run_id or any(step.status == "intended" for step in steps.tools.values()):
-        for row in await database.call("read_decisions", journal_id=journal_id):
+        decided = await database.call("read_decisions", journal_id=journal_id, owner=owner)
+        for row in decided:
             answer = Answer(row["approval_id"], row["status"] == "approved", row["reason"])
             if row["kind"] == "in_doubt":
                 steps.in_doubt[row["key"]] = answer

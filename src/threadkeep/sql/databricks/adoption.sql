@@ -38,7 +38,8 @@ WHERE EXISTS (SELECT FROM old);
 
 -- name: title_session
 -- Names a session that was adopted.
-UPDATE threadkeep.sessions SET title = :title WHERE session_id = :session_id AND title IS NULL;
+UPDATE threadkeep.sessions SET title = :title
+WHERE session_id = :session_id AND owner = '' AND title IS NULL;
 
 -- name: count_peer_sessions
 -- How many there are.

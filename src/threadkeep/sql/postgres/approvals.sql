@@ -54,19 +54,20 @@ WHERE status = (:statuses::text[])[array_position(:approval_ids::text[], approva
   AND NOT EXISTS (SELECT FROM decided);
 
 -- name: count_pending_approvals
--- How many approvals of a run nobody has decided yet.
+-- How many approvals of an owner's run nobody has decided yet.
 SELECT count(*) AS count FROM threadkeep.approvals
-WHERE run_id = :run_id AND status = 'pending';
+WHERE run_id = :run_id AND owner = :owner AND status = 'pending';
 
 -- name: read_decisions
--- What was decided about the calls of a journal, by their keys, oldest first.
+-- What was decided about the calls of an owner's journal, by their keys, oldest first.
 SELECT approval_id, run_id, kind, key, status, reason FROM threadkeep.approvals
-WHERE journal_id = :journal_id AND status <> 'pending'
+WHERE journal_id = :journal_id AND owner = :owner AND status <> 'pending'
 ORDER BY approval_id;
 
 -- name: read_checkpoint
--- Where a run has stopped.
-SELECT checkpoint FROM threadkeep.runs WHERE run_id = :run_id AND checkpoint IS NOT NULL;
+-- Where an owner's run has stopped.
+SELECT checkpoint FROM threadkeep.runs
+WHERE run_id = :run_id AND owner = :owner AND checkpoint IS NOT NULL;
 
 -- name: list_decided_runs
 -- Runs that wait for nobody any more and were not gone on with for `stale_after` ms, but for those that only
@@ -101,7 +102,8 @@ run AS (
 SELECT run_id FROM run
 UNION ALL
 SELECT run_id FROM threadkeep.runs
-WHERE :retried::boolean AND run_id = :run_id AND status = 'cancelled' AND NOT EXISTS (SELECT FROM run);
+WHERE :retried::boolean AND run_id = :run_id AND owner = :owner AND status = 'cancelled'
+  AND NOT EXISTS (SELECT FROM run);
 
 -- name: claim_approvals_to_tell
 -- Claims approvals that the webhook is to be called for now, `limit` of them at most: nobody else does before
@@ -124,5 +126,5 @@ RETURNING a.approval_id, a.owner, a.tell_tries, a.tell_at IS NOT NULL AS is_pend
 -- is for who has claimed it last to say, which `tell_tries` tells.
 UPDATE threadkeep.approvals
 SET tell_at = clock_timestamp() + :again_after::bigint * interval '1 ms'
-WHERE approval_id = :approval_id AND tell_at IS NOT NULL
+WHERE approval_id = :approval_id AND owner = :owner AND tell_at IS NOT NULL
   AND (:again_after::bigint IS NULL OR tell_tries = :tell_tries);

@@ -19,7 +19,7 @@ WITH run AS (
     AND (SELECT count(*) FROM threadkeep.runs q
          WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id <> :run_id)
         < :limit::bigint
-  ON CONFLICT (run_id) DO UPDATE SET alive_at = excluded.alive_at
+  ON CONFLICT (run_id) DO UPDATE SET alive_at = excluded.alive_at WHERE runs.owner = excluded.owner
   RETURNING run_id),
 event AS (
   INSERT INTO threadkeep.run_events (run_id, seq, data)
@@ -81,10 +81,12 @@ run AS (
   ON CONFLICT (run_id) DO UPDATE
   SET status = 'in_progress', base_seq = excluded.base_seq, input_count = excluded.input_count,
       fork_id = excluded.fork_id, made = excluded.made, approved_tools = excluded.approved_tools,
-      alive_at = excluded.alive_at),
+      alive_at = excluded.alive_at
+  WHERE runs.owner = excluded.owner
+  RETURNING run_id),
 event AS (
   INSERT INTO threadkeep.run_events (run_id, seq, data)
-  SELECT :run_id, 0, :created::text FROM head WHERE :created::text <> ''
+  SELECT run_id, 0, :created::text FROM run WHERE :created::text <> ''
   ON CONFLICT DO NOTHING),
 stored AS (
   INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at, call_id)
@@ -105,8 +107,10 @@ news AS (
   UNION ALL
   SELECT seq, data, created_at FROM stored),
 other AS (
-  SELECT o.owner, o.run_id, o.seq > :room_until::bigint AS full,
-         CASE WHEN o.open_hash = :input_hash::text AND o.open_epoch = o.epoch AND o.open_seq = o.seq
+  SELECT o.owner, CASE WHEN o.owner = :owner THEN o.run_id END AS run_id,
+         o.owner = :owner AND o.seq > :room_until::bigint AS full,
+         CASE WHEN o.owner = :owner AND o.open_hash = :input_hash::text
+                AND o.open_epoch = o.epoch AND o.open_seq = o.seq
               THEN o.open_run_id END AS open_run_id
   FROM threadkeep.sessions o WHERE o.session_id = :session_id AND NOT EXISTS (SELECT FROM head))
 SELECT head.epoch, head.seq AS head,
@@ -176,15 +180,18 @@ run AS (
   SET status = 'in_progress', journal_id = excluded.journal_id, base_seq = excluded.base_seq,
       input_count = excluded.input_count, fork_id = excluded.fork_id, made = excluded.made,
       approved_tools = excluded.approved_tools, checkpoint_run_id = excluded.checkpoint_run_id,
-      checkpoint_version = excluded.checkpoint_version, alive_at = excluded.alive_at),
+      checkpoint_version = excluded.checkpoint_version, alive_at = excluded.alive_at
+  WHERE runs.owner = excluded.owner
+  RETURNING run_id),
 event AS (
-  INSERT INTO threadkeep.run_events (run_id, seq, data) SELECT :run_id, 0, :created FROM head
+  INSERT INTO threadkeep.run_events (run_id, seq, data) SELECT run_id, 0, :created FROM run
   ON CONFLICT DO NOTHING)
 SELECT journal_id, base_seq, input_count, fork_id, made, approved_tools, checkpoint_run_id FROM head, seen
 UNION ALL
 SELECT journal_id, base_seq, input_count, fork_id, made, approved_tools, checkpoint_run_id
 FROM threadkeep.runs
-WHERE :retried::boolean AND run_id = :run_id AND attempt = :attempt::bigint AND status = 'in_progress'
+WHERE :retried::boolean AND run_id = :run_id AND owner = :owner AND attempt = :attempt::bigint
+  AND status = 'in_progress'
 UNION ALL
 SELECT journal_id, base_seq, input_count, fork_id, made, approved_tools, checkpoint_run_id FROM seen
 WHERE :retried::boolean AND NOT EXISTS (SELECT FROM head) AND EXISTS (
@@ -199,7 +206,8 @@ WHERE :retried::boolean AND NOT EXISTS (SELECT FROM head) AND EXISTS (
 -- run could not make the session anew). No row: it was not undone. Where an item is put back in the place
 -- of a removed one, its row is changed, because one statement may touch a row only once.
 WITH fork AS (
-  SELECT f.session_id, f.seq, f.title FROM threadkeep.sessions f WHERE f.session_id = :fork_id),
+  SELECT f.session_id, f.seq FROM threadkeep.sessions f
+  WHERE f.session_id = :fork_id AND f.owner = :owner),
 others AS (
   SELECT FROM threadkeep.items
   WHERE session_id = :session_id AND seq > :keep::bigint AND run_id IS NULL),
@@ -220,28 +228,32 @@ head AS (
     AND epoch = :epoch AND seq = :seq AND NOT EXISTS (SELECT FROM others)
   RETURNING session_id),
 waits AS (
-  UPDATE threadkeep.runs SET status = 'queued' WHERE run_id = :run_id AND EXISTS (SELECT FROM gone)),
+  UPDATE threadkeep.runs SET status = 'queued'
+  WHERE run_id = :run_id AND owner = :owner AND EXISTS (SELECT FROM gone)),
 undone AS (SELECT session_id FROM gone UNION ALL SELECT session_id FROM head),
 replaced AS (
   UPDATE threadkeep.items t
   SET data = f.data, run_id = f.run_id, created_at = f.created_at
-  FROM threadkeep.items f
-  WHERE t.session_id = :session_id AND t.seq > :keep::bigint
-    AND f.session_id = :fork_id AND f.seq = t.seq AND EXISTS (SELECT FROM undone)),
+  FROM threadkeep.items f JOIN fork ON fork.session_id = f.session_id
+  WHERE t.session_id = :session_id AND t.seq > :keep::bigint AND f.seq = t.seq
+    AND EXISTS (SELECT FROM undone)),
 removed AS (
   DELETE FROM threadkeep.items t
   WHERE t.session_id = :session_id AND t.seq > :keep::bigint AND EXISTS (SELECT FROM undone)
     AND NOT EXISTS (
-      SELECT 1 FROM threadkeep.items f WHERE f.session_id = :fork_id AND f.seq = t.seq)),
+      SELECT 1 FROM threadkeep.items f JOIN fork ON fork.session_id = f.session_id
+      WHERE f.seq = t.seq)),
 restored AS (
   INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at)
   SELECT :session_id, f.seq, f.data, f.run_id, f.created_at
-  FROM threadkeep.items f
-  WHERE f.session_id = :fork_id AND f.seq > :seq::bigint AND EXISTS (SELECT FROM undone)),
+  FROM threadkeep.items f JOIN fork ON fork.session_id = f.session_id
+  WHERE f.seq > :seq::bigint AND EXISTS (SELECT FROM undone)),
 fork_items AS (
-  DELETE FROM threadkeep.items WHERE session_id = :fork_id AND EXISTS (SELECT FROM undone)),
+  DELETE FROM threadkeep.items
+  WHERE session_id = (SELECT session_id FROM fork) AND EXISTS (SELECT FROM undone)),
 fork_gone AS (
-  DELETE FROM threadkeep.sessions WHERE session_id = :fork_id AND EXISTS (SELECT FROM undone)),
+  DELETE FROM threadkeep.sessions
+  WHERE session_id = :fork_id AND owner = :owner AND EXISTS (SELECT FROM undone)),
 done AS (
   SELECT epoch FROM threadkeep.sessions
   WHERE :retried::boolean AND session_id = :session_id OFFSET 0 FOR UPDATE)
@@ -283,13 +295,14 @@ run AS (
       checkpoint_version = CASE WHEN :checkpoint::text IS NULL THEN r.checkpoint_version
                                 ELSE :checkpoint_version::bigint END,
       finished_at = CASE WHEN :status::text <> '' THEN clock_timestamp() END
-  WHERE r.run_id = :run_id AND r.attempt = :attempt::bigint
+  WHERE r.run_id = :run_id AND r.owner = :owner AND r.session_id = :session_id
+    AND r.attempt = :attempt::bigint
     AND (r.status = 'queued' OR r.status = 'in_progress' AND (
       EXISTS (SELECT FROM session)
       OR :status::text <> '' AND NOT EXISTS (
         SELECT 1 FROM threadkeep.sessions s
         WHERE s.session_id = r.session_id AND s.run_id = r.run_id)))
-  RETURNING r.stop_requested, r.followed_until > clock_timestamp() AS is_followed),
+  RETURNING r.journal_id, r.stop_requested, r.followed_until > clock_timestamp() AS is_followed),
 stored AS (
   INSERT INTO threadkeep.items (session_id, seq, data, run_id, created_at)
   SELECT :session_id, session.seq - cardinality(:items::text[]) + new.place, new.data, :run_id,
@@ -306,6 +319,7 @@ answered AS (
   SELECT :journal_id, new.key, new.request_hash, new.response
   FROM run, unnest(:model_keys::text[], :model_requests::text[], :model_responses::text[])
     AS new (key, request_hash, response)
+  WHERE run.journal_id = :journal_id
   ON CONFLICT DO NOTHING),
 called AS (
   INSERT INTO threadkeep.tool_calls AS t
@@ -315,6 +329,7 @@ called AS (
   FROM run, unnest(:tool_keys::text[], :tool_states::text[], :tool_repeatable::text[],
                    :tool_calls::text[], :tool_outputs::text[], :tool_approvals::text[])
     AS new (key, status, repeatable, call, output, approval_id)
+  WHERE run.journal_id = :journal_id
   ON CONFLICT (journal_id, key) DO UPDATE
   SET status = excluded.status, call = excluded.call, output = excluded.output,
       approval_id = coalesce(excluded.approval_id, t.approval_id)),
@@ -337,7 +352,7 @@ FROM run
 UNION ALL
 SELECT '', NULL, NULL FROM (
   SELECT status FROM threadkeep.runs
-  WHERE :retried::boolean AND run_id = :run_id AND attempt = :attempt::bigint
+  WHERE :retried::boolean AND run_id = :run_id AND owner = :owner AND attempt = :attempt::bigint
   OFFSET 0 FOR UPDATE) ended
 WHERE ended.status = :status::text AND NOT EXISTS (SELECT FROM run);
 
@@ -346,9 +361,9 @@ WHERE ended.status = :status::text AND NOT EXISTS (SELECT FROM run);
 WITH session AS (
   UPDATE threadkeep.sessions
   SET run_alive_at = clock_timestamp() - :stale_after::bigint * interval '1 ms'
-  WHERE session_id = :session_id AND run_id = :run_id AND run_attempt = :attempt)
+  WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_attempt = :attempt)
 UPDATE threadkeep.runs SET alive_at = clock_timestamp() - :stale_after::bigint * interval '1 ms'
-WHERE run_id = :run_id AND attempt = :attempt AND finished_at IS NULL;
+WHERE run_id = :run_id AND owner = :owner AND attempt = :attempt AND finished_at IS NULL;
 
 -- name: claim_lost_run
 -- Takes over one run whose process gave no sign of life for `stale_after` ms; it is the next attempt's
@@ -402,12 +417,14 @@ WHERE r.run_id = lost.run_id AND r.finished_at IS NULL AND r.alive_at <= lost.si
   AND (r.status = 'queued' OR r.run_id IN (SELECT run_id FROM session));
 
 -- name: read_journal
--- The steps of a run, its own and those of the runs that it goes on from.
-SELECT 'model' AS kind, key, request_hash, response, NULL AS status, NULL AS call, NULL AS approval_id
-FROM threadkeep.model_calls WHERE journal_id = :journal_id
+-- The steps of an owner's run, its own and those of the runs that it goes on from.
+SELECT 'model' AS kind, m.key, m.request_hash, m.response, NULL AS status, NULL AS call, NULL AS approval_id
+FROM threadkeep.runs r JOIN threadkeep.model_calls m ON m.journal_id = r.run_id
+WHERE r.run_id = :journal_id AND r.owner = :owner
 UNION ALL
-SELECT 'tool', key, NULL, output, status, call, approval_id
-FROM threadkeep.tool_calls WHERE journal_id = :journal_id;
+SELECT 'tool', t.key, NULL, t.output, t.status, t.call, t.approval_id
+FROM threadkeep.runs r JOIN threadkeep.tool_calls t ON t.journal_id = r.run_id
+WHERE r.run_id = :journal_id AND r.owner = :owner;
 
 -- name: get_run
 -- One run of an owner.
@@ -481,4 +498,4 @@ RETURNING run_id;
 -- name: refuse_rollback
 -- Says that a run can't be rolled back any more.
 UPDATE threadkeep.runs SET stop_requested = ''
-WHERE run_id = :run_id AND attempt = :attempt AND stop_requested = 'rollback';
+WHERE run_id = :run_id AND owner = :owner AND attempt = :attempt AND stop_requested = 'rollback';

@@ -64,6 +64,7 @@ WITH head AS (
          'epoch'::timestamptz + :updated_at::bigint * interval '1 ms'
   WHERE :count = (SELECT count(*) FROM threadkeep.items WHERE session_id = :staged_id)
     AND NOT EXISTS (SELECT FROM threadkeep.items WHERE session_id = :session_id)
+    AND NOT EXISTS (SELECT FROM threadkeep.sessions WHERE session_id = :staged_id)
   ON CONFLICT (session_id) DO UPDATE SET epoch = s.epoch
   WHERE :retried::boolean AND s.epoch = excluded.epoch
   RETURNING s.*),

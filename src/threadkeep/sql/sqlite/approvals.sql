@@ -39,19 +39,20 @@ WHERE changes() = 1 AND approval_id IN (SELECT value FROM json_each(:approval_id
 RETURNING approval_id;
 
 -- name: count_pending_approvals
--- How many approvals of a run nobody has decided yet.
+-- How many approvals of an owner's run nobody has decided yet.
 SELECT count(*) AS count FROM approvals
-WHERE run_id = :run_id AND status = 'pending';
+WHERE run_id = :run_id AND owner = :owner AND status = 'pending';
 
 -- name: read_decisions
--- What was decided about the calls of a journal, by their keys, oldest first.
+-- What was decided about the calls of an owner's journal, by their keys, oldest first.
 SELECT approval_id, run_id, kind, key, status, reason FROM approvals
-WHERE journal_id = :journal_id AND status <> 'pending'
+WHERE journal_id = :journal_id AND owner = :owner AND status <> 'pending'
 ORDER BY approval_id;
 
 -- name: read_checkpoint
--- Where a run has stopped.
-SELECT checkpoint FROM runs WHERE run_id = :run_id AND checkpoint IS NOT NULL;
+-- Where an owner's run has stopped.
+SELECT checkpoint FROM runs
+WHERE run_id = :run_id AND owner = :owner AND checkpoint IS NOT NULL;
 
 -- name: list_decided_runs
 -- Runs that wait for nobody any more and were not gone on with for `stale_after` ms, but for those that only
@@ -96,5 +97,5 @@ RETURNING approval_id, owner, tell_tries, tell_at IS NOT NULL AS is_pending;
 -- An approval that was claimed is done with, or the webhook is called again in `again_after` ms; the latter
 -- is for who has claimed it last to say, which `tell_tries` tells.
 UPDATE approvals SET tell_at = (SELECT now FROM clock) + :again_after
-WHERE approval_id = :approval_id AND tell_at IS NOT NULL
+WHERE approval_id = :approval_id AND owner = :owner AND tell_at IS NOT NULL
   AND (:again_after IS NULL OR tell_tries = :tell_tries);

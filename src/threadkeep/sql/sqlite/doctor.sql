@@ -55,16 +55,19 @@ FROM sessions
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
   AND (run_id IS NULL OR run_alive_at <= (SELECT now FROM clock) - :stale_after);
 UPDATE items SET session_id = :fork_id
-WHERE session_id = :session_id AND EXISTS (SELECT 1 FROM sessions f WHERE f.session_id = :fork_id);
+WHERE session_id = :session_id AND EXISTS (
+    SELECT 1 FROM sessions f WHERE f.session_id = :fork_id AND f.epoch = :fork_epoch AND f.owner = :owner);
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT :session_id, j.key + 1, coalesce(o.data, j.value), o.run_id, coalesce(o.created_at, c.now)
 FROM json_each(:items) j
 JOIN clock c
 LEFT JOIN items o ON o.session_id = :fork_id
   AND o.seq = CASE WHEN j.value GLOB '[0-9]*' THEN CAST(j.value AS INTEGER) END
-WHERE EXISTS (SELECT 1 FROM sessions f WHERE f.session_id = :fork_id);
+WHERE EXISTS (
+    SELECT 1 FROM sessions f WHERE f.session_id = :fork_id AND f.epoch = :fork_epoch AND f.owner = :owner);
 UPDATE sessions SET seq = json_array_length(:items), epoch = :new_epoch, run_id = NULL
-WHERE session_id = :session_id AND EXISTS (SELECT 1 FROM sessions f WHERE f.session_id = :fork_id)
+WHERE session_id = :session_id AND EXISTS (
+    SELECT 1 FROM sessions f WHERE f.session_id = :fork_id AND f.epoch = :fork_epoch AND f.owner = :owner)
 RETURNING epoch, seq;
 
 -- name: adopt_items

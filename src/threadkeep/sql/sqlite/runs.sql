@@ -13,10 +13,10 @@ FROM clock
 WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owner <> :owner)
   AND (SELECT count(*) FROM runs q
        WHERE q.session_id = :session_id AND q.status = 'queued' AND q.run_id <> :run_id) < :limit
-ON CONFLICT (run_id) DO UPDATE SET alive_at = excluded.alive_at;
+ON CONFLICT (run_id) DO UPDATE SET alive_at = excluded.alive_at WHERE runs.owner = excluded.owner;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
-SELECT run_id, 0, :created FROM runs WHERE run_id = :run_id AND :created <> '';
-SELECT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id) AS stored
+SELECT run_id, 0, :created FROM runs WHERE run_id = :run_id AND owner = :owner AND :created <> '';
+SELECT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id AND owner = :owner) AS stored
 WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owner <> :owner);
 
 -- name: begin_turn
@@ -59,23 +59,27 @@ INSERT INTO runs
 SELECT :run_id, s.session_id, s.owner, :idempotency_key, :request_hash, :request, :run_id, 'in_progress',
        s.seq - json_array_length(:items), json_array_length(:items), :fork_id, s.epoch = :new_epoch,
        s.approved_tools, s.updated_at, s.updated_at
-FROM sessions s WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt
+FROM sessions s
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND s.run_attempt = :attempt
 ON CONFLICT (run_id) DO UPDATE
 SET status = 'in_progress', base_seq = excluded.base_seq, input_count = excluded.input_count,
     fork_id = excluded.fork_id, made = excluded.made, approved_tools = excluded.approved_tools,
-    alive_at = excluded.alive_at;
+    alive_at = excluded.alive_at
+WHERE runs.owner = excluded.owner;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
-SELECT s.run_id, 0, :created FROM sessions s
-WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt
+SELECT s.run_id, 0, :created FROM sessions s JOIN runs r ON r.run_id = s.run_id AND r.owner = s.owner
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND s.run_attempt = :attempt
   AND :created <> '';
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT s.session_id, s.seq - json_array_length(:items) + j.key + 1, j.value, :run_id, s.updated_at
 FROM sessions s, json_each(:items) j
-WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt;
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND s.run_attempt = :attempt;
 SELECT s.epoch, s.seq AS head, s.owner IS NULL OR s.owner = :owner AS owned,
-       s.run_id IS NOT :run_id OR s.run_attempt <> :attempt AS busy, s.run_id AS busy_run_id,
-       s.seq > :room_until AS full,
-       CASE WHEN s.open_hash = :input_hash AND s.open_epoch = s.epoch AND s.open_seq = s.seq
+       s.run_id IS NOT :run_id OR s.run_attempt <> :attempt AS busy,
+       CASE WHEN s.owner = :owner THEN s.run_id END AS busy_run_id,
+       s.owner = :owner AND s.seq > :room_until AS full,
+       CASE WHEN s.owner = :owner AND s.open_hash = :input_hash
+              AND s.open_epoch = s.epoch AND s.open_seq = s.seq
             THEN s.open_run_id END AS open_run_id,
        s.approved_tools, b.base, i.seq, i.data, i.created_at
 FROM (SELECT CASE WHEN EXISTS (
@@ -138,11 +142,13 @@ ON CONFLICT (run_id) DO UPDATE
 SET status = 'in_progress', journal_id = excluded.journal_id, base_seq = excluded.base_seq,
     input_count = excluded.input_count, fork_id = excluded.fork_id, made = excluded.made,
     approved_tools = excluded.approved_tools, checkpoint_run_id = excluded.checkpoint_run_id,
-    checkpoint_version = excluded.checkpoint_version, alive_at = excluded.alive_at;
+    checkpoint_version = excluded.checkpoint_version, alive_at = excluded.alive_at
+WHERE runs.owner = excluded.owner;
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
-SELECT r.run_id, 0, :created FROM runs r WHERE r.run_id = :run_id AND r.status = 'in_progress';
+SELECT r.run_id, 0, :created FROM runs r
+WHERE r.run_id = :run_id AND r.owner = :owner AND r.status = 'in_progress';
 SELECT journal_id, base_seq, input_count, fork_id, made, approved_tools, checkpoint_run_id FROM runs
-WHERE run_id = :run_id AND status = 'in_progress';
+WHERE run_id = :run_id AND owner = :owner AND status = 'in_progress';
 
 -- name: take_back_turn
 -- Undoes what admitted a turn, if nothing was stored since, and nobody else wrote behind seq `keep`: removes
@@ -150,7 +156,8 @@ WHERE run_id = :run_id AND status = 'in_progress';
 -- removes a session that the turn had `made`, and then its run waits again, until it ends. No row: it was
 -- not undone.
 UPDATE sessions
-SET seq = max(:keep, coalesce((SELECT f.seq FROM sessions f WHERE f.session_id = :fork_id), 0)),
+SET seq = max(:keep, coalesce(
+      (SELECT f.seq FROM sessions f WHERE f.session_id = :fork_id AND f.owner = :owner), 0)),
     epoch = :new_epoch,
     title = CASE WHEN :keep > 0 OR :fork_id <> '' THEN title END,
     updated_at = (SELECT now FROM clock)
@@ -163,16 +170,17 @@ WHERE session_id = :session_id AND seq > :keep
   AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT :session_id, i.seq, i.data, i.run_id, i.created_at
-FROM items i JOIN sessions s ON s.session_id = :session_id AND s.epoch = :new_epoch
-WHERE i.session_id = :fork_id AND i.seq > :keep;
+FROM sessions s JOIN sessions f ON f.session_id = :fork_id AND f.owner = s.owner
+JOIN items i ON i.session_id = f.session_id AND i.seq > :keep
+WHERE s.session_id = :session_id AND s.epoch = :new_epoch;
 DELETE FROM items
-WHERE session_id = :fork_id
+WHERE session_id = (SELECT session_id FROM sessions WHERE session_id = :fork_id AND owner = :owner)
   AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
 DELETE FROM sessions
-WHERE session_id = :fork_id
+WHERE session_id = :fork_id AND owner = :owner
   AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
 UPDATE runs SET status = CASE WHEN :made = 1 AND :keep = 0 THEN 'queued' ELSE status END
-WHERE run_id = :run_id
+WHERE run_id = :run_id AND owner = :owner
   AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch)
 RETURNING run_id;
 DELETE FROM sessions
@@ -200,7 +208,7 @@ WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_a
 INSERT OR IGNORE INTO run_events (run_id, seq, data)
 SELECT r.run_id, :first_seq + j.key, j.value
 FROM runs r, json_each(:events) j
-WHERE r.run_id = :run_id AND r.attempt = :attempt
+WHERE r.run_id = :run_id AND r.owner = :owner AND r.session_id = :session_id AND r.attempt = :attempt
   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = r.session_id
                   AND s.run_id = r.run_id AND s.run_attempt <> :attempt)
   AND (r.status = 'queued' OR r.status = 'in_progress' AND (
@@ -209,16 +217,16 @@ WHERE r.run_id = :run_id AND r.attempt = :attempt
 INSERT OR IGNORE INTO model_calls (journal_id, key, request_hash, response)
 SELECT :journal_id, k.value, json_extract(:model_requests, '$[' || k.key || ']'),
        json_extract(:model_responses, '$[' || k.key || ']')
-FROM sessions s, json_each(:model_keys) k
-WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt;
+FROM sessions s JOIN runs r ON r.run_id = s.run_id AND r.journal_id = :journal_id, json_each(:model_keys) k
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND s.run_attempt = :attempt;
 INSERT INTO tool_calls (journal_id, key, status, repeatable, call, output, approval_id)
 SELECT :journal_id, k.value, json_extract(:tool_states, '$[' || k.key || ']'),
        json_extract(:tool_repeatable, '$[' || k.key || ']') = 'true',
        json_extract(:tool_calls, '$[' || k.key || ']'),
        json_extract(:tool_outputs, '$[' || k.key || ']'),
        nullif(json_extract(:tool_approvals, '$[' || k.key || ']'), '')
-FROM sessions s, json_each(:tool_keys) k
-WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt
+FROM sessions s JOIN runs r ON r.run_id = s.run_id AND r.journal_id = :journal_id, json_each(:tool_keys) k
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND s.run_attempt = :attempt
 ON CONFLICT (journal_id, key) DO UPDATE
 SET status = excluded.status, call = excluded.call, output = excluded.output,
     approval_id = coalesce(excluded.approval_id, approval_id);
@@ -230,7 +238,7 @@ SELECT k.value, :run_id, :session_id, :owner, :journal_id, :approval_kind,
        json_extract(:approval_calls, '$[' || k.key || ']'), 'pending', (SELECT now FROM clock),
        (SELECT now FROM clock) + :approval_expiry, (SELECT now FROM clock)
 FROM sessions s, json_each(:approval_ids) k
-WHERE s.session_id = :session_id AND s.run_id = :run_id AND s.run_attempt = :attempt;
+WHERE s.session_id = :session_id AND s.owner = :owner AND s.run_id = :run_id AND s.run_attempt = :attempt;
 UPDATE runs
 SET alive_at = (SELECT now FROM clock),
     status = CASE WHEN :status = '' THEN status ELSE :status END,
@@ -239,7 +247,7 @@ SET alive_at = (SELECT now FROM clock),
     checkpoint_version = CASE WHEN :checkpoint IS NULL THEN checkpoint_version
                               ELSE :checkpoint_version END,
     finished_at = CASE WHEN :status <> '' THEN (SELECT now FROM clock) END
-WHERE run_id = :run_id AND attempt = :attempt
+WHERE run_id = :run_id AND owner = :owner AND session_id = :session_id AND attempt = :attempt
   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id
                   AND s.run_id = runs.run_id AND s.run_attempt <> :attempt)
   AND (status = 'queued' OR status = 'in_progress' AND (
@@ -249,14 +257,15 @@ RETURNING stop_requested;
 UPDATE sessions
 SET run_id = NULL, open_run_id = CASE WHEN :open = 1 THEN run_id END, open_hash = :open_hash,
     open_epoch = epoch, open_seq = seq
-WHERE session_id = :session_id AND run_id = :run_id AND run_attempt = :attempt AND :status <> '';
+WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_attempt = :attempt
+  AND :status <> '';
 
 -- name: release_run
 -- Gives a run up without ending it, so that another process takes it over at once.
 UPDATE sessions SET run_alive_at = (SELECT now FROM clock) - :stale_after
-WHERE session_id = :session_id AND run_id = :run_id AND run_attempt = :attempt;
+WHERE session_id = :session_id AND owner = :owner AND run_id = :run_id AND run_attempt = :attempt;
 UPDATE runs SET alive_at = (SELECT now FROM clock) - :stale_after
-WHERE run_id = :run_id AND attempt = :attempt AND finished_at IS NULL;
+WHERE run_id = :run_id AND owner = :owner AND attempt = :attempt AND finished_at IS NULL;
 
 -- name: claim_lost_run
 -- Takes over one run whose process gave no sign of life for `stale_after` ms; it is the next attempt's
@@ -307,12 +316,14 @@ WHERE finished_at IS NULL AND (:session_id = '' OR session_id = :session_id)
     SELECT 1 FROM sessions s WHERE s.session_id = runs.session_id AND s.run_id = runs.run_id);
 
 -- name: read_journal
--- The steps of a run, its own and those of the runs that it goes on from.
-SELECT 'model' AS kind, key, request_hash, response, NULL AS status, NULL AS call, NULL AS approval_id
-FROM model_calls WHERE journal_id = :journal_id
+-- The steps of an owner's run, its own and those of the runs that it goes on from.
+SELECT 'model' AS kind, m.key, m.request_hash, m.response, NULL AS status, NULL AS call, NULL AS approval_id
+FROM runs r JOIN model_calls m ON m.journal_id = r.run_id
+WHERE r.run_id = :journal_id AND r.owner = :owner
 UNION ALL
-SELECT 'tool', key, NULL, output, status, call, approval_id
-FROM tool_calls WHERE journal_id = :journal_id;
+SELECT 'tool', t.key, NULL, t.output, t.status, t.call, t.approval_id
+FROM runs r JOIN tool_calls t ON t.journal_id = r.run_id
+WHERE r.run_id = :journal_id AND r.owner = :owner;
 
 -- name: get_run
 -- One run of an owner.
@@ -380,4 +391,4 @@ RETURNING run_id;
 -- name: refuse_rollback
 -- Says that a run can't be rolled back any more.
 UPDATE runs SET stop_requested = ''
-WHERE run_id = :run_id AND attempt = :attempt AND stop_requested = 'rollback';
+WHERE run_id = :run_id AND owner = :owner AND attempt = :attempt AND stop_requested = 'rollback';

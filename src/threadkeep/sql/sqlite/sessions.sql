@@ -96,13 +96,15 @@ WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT f.session_id, i.seq, i.data, i.run_id, i.created_at
 FROM sessions f JOIN items i ON i.session_id = f.parent_session_id
-WHERE f.session_id = :fork_id AND f.parent_session_id = :session_id;
+WHERE f.session_id = :fork_id AND f.epoch = :fork_epoch AND f.owner = :owner;
 DELETE FROM items
 WHERE session_id = :session_id AND seq > :keep
-  AND EXISTS (SELECT 1 FROM sessions f WHERE f.session_id = :fork_id);
+  AND EXISTS (
+    SELECT 1 FROM sessions f WHERE f.session_id = :fork_id AND f.epoch = :fork_epoch AND f.owner = :owner);
 UPDATE sessions
 SET seq = min(seq, :keep), epoch = :new_epoch, updated_at = (SELECT now FROM clock)
-WHERE session_id = :session_id AND EXISTS (SELECT 1 FROM sessions f WHERE f.session_id = :fork_id)
+WHERE session_id = :session_id AND EXISTS (
+    SELECT 1 FROM sessions f WHERE f.session_id = :fork_id AND f.epoch = :fork_epoch AND f.owner = :owner)
 RETURNING epoch, seq;
 
 -- name: get_session

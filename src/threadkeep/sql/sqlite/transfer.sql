@@ -12,10 +12,10 @@ WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq >= 
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT f.session_id, i.seq, i.data, NULL, i.created_at
 FROM sessions f JOIN items i ON i.session_id = f.parent_session_id AND i.seq <= :keep
-WHERE f.session_id = :fork_id AND f.owner = :owner;
+WHERE f.session_id = :fork_id AND f.owner = :owner AND f.epoch = :new_epoch;
 SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id, created_at,
        updated_at, expires_at
-FROM sessions WHERE session_id = :fork_id AND owner = :owner;
+FROM sessions WHERE session_id = :fork_id AND owner = :owner AND epoch = :new_epoch;
 
 -- name: stage_items
 -- Stores items that are to be imported, under an id that no session has: nobody sees them. They are numbered
@@ -43,10 +43,13 @@ SELECT :session_id, :owner, :title, :metadata, :new_epoch, :count, :parent_sessi
        :updated_at
 WHERE :count = (SELECT count(*) FROM items WHERE session_id = :staged_id)
   AND NOT EXISTS (SELECT 1 FROM items WHERE session_id = :session_id)
+  AND NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :staged_id)
 ON CONFLICT (session_id) DO NOTHING;
 UPDATE items SET session_id = :session_id
 WHERE session_id = :staged_id
-  AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id AND s.epoch = :new_epoch);
+  AND EXISTS (
+    SELECT 1 FROM sessions s
+    WHERE s.session_id = :session_id AND s.owner = :owner AND s.epoch = :new_epoch);
 SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id, created_at,
        updated_at, expires_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner AND epoch = :new_epoch;
