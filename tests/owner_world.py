@@ -40,12 +40,17 @@ _NOT_BOBS = {
     "tool_calls": "journal_id NOT IN (SELECT run_id FROM threadkeep.runs WHERE owner = 'bob')",
     "approvals": "owner <> 'bob'",
     "owner_keys": "coalesce(owner, '') <> 'bob'",
+    "request_rates": "owner NOT IN ('bob', 'eve')",
     "postings": "search_no NOT IN (SELECT search_no FROM threadkeep.sessions "
     "WHERE owner = 'bob' AND search_no IS NOT NULL)",
 }
 """Which rows of a table are not Bob's."""
 
-_ORDERS = ORDERS | {"owner_keys": "key_id", "postings": "scope, term, search_no, block"}
+_ORDERS = ORDERS | {
+    "owner_keys": "key_id",
+    "postings": "scope, term, search_no, block",
+    "request_rates": "owner",
+}
 
 _TABLES = {
     SQLite: "SELECT name FROM sqlite_master WHERE type = 'table'",
@@ -179,6 +184,7 @@ def _fill(world: World, ann: httpx.Client) -> None:
     assert statuses == ["in_progress", "queued"]
     owner_key = {"owner": "ann", "key_id": f"{MARK} key", "wrapped": MARK, "master_id": "none"}
     world.app.do(world.app.app.state.database.call("add_owner_key", **owner_key))
+    world.app.do(world.app.app.state.database.call("take_request", owner="ann", share=600))
     assert ann.get("/sessions", params={"q": MARK}).json()["data"]  # so all is in the index
     tables = {row["name"] for row in world.read(_TABLES[type(world.place)])}
     assert tables - {"schema_migrations"} == {*_NOT_BOBS}, (

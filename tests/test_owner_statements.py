@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +24,8 @@ from tests.test_sql import parameters
 from threadkeep.database import Row, load_statements
 from threadkeep.errors import DatabaseError
 from threadkeep.search import scope_of
+
+_NAMES = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 STATEMENTS = load_statements("sqlite")
 
@@ -49,6 +54,10 @@ WITHOUT_OWNER = {
     "read_whole_sessions": DOCTOR,
 }
 """Statements that take no owner, and why."""
+
+COPY = set(_NAMES.findall(files("threadkeep.sql").joinpath("sqlite", "copy.sql").read_text()))
+"""Those of `threadkeep copy`, which moves a whole store. They need no owner: no server has a way to
+them, which the last test says."""
 
 WITHOUT_OWNER_ON_DATABRICKS = {
     "adopt_session": ADOPTED,
@@ -106,7 +115,9 @@ VALUES: dict[str, list[Any]] = {
     "request": [None],
     "reset_epoch": [-1],
     "request_hash": [""],
+    "room_until": [2**62],
     "seqs": [["1"]],
+    "share": [600],
     "stale_after": [-1],
     "status": ["", "completed"],
     "statuses": [["approved"]],
@@ -169,6 +180,7 @@ SAYS_NOTHING = {
     "delete_sessions": "count",
     "delete_stray_runs": "count",
     "stop_owner": "at_work",
+    "take_request": "wait_ms",
 }
 """Statements that have a row also for what is not there: the column that is 0 or false then."""
 
@@ -184,7 +196,7 @@ REFUSALS = sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError
 def test_every_statement_takes_the_owner() -> None:
     """But for those that are named, each for a reason."""
     without = {n for n, text in STATEMENTS.items() if not parameters(text) & OWNERS.keys()}
-    assert without == {*WITHOUT_OWNER}, (
+    assert without - COPY == {*WITHOUT_OWNER}, (
         "A statement takes no :owner, or takes one now. Let its WHERE say `owner = :owner`; or, "
         "when no id that a client gives can come to it, name it in WITHOUT_OWNER with the reason."
     )
@@ -207,7 +219,7 @@ def test_no_statement_gives_or_changes_what_is_somebody_elses(world: World) -> N
     """Called with all that is right but the owner; then with one id of Ann's among Bob's own. On
     Postgres also as one that is made again (`:retried`)."""
     stored = world.stored()
-    for name in sorted(STATEMENTS.keys() - WITHOUT_OWNER):
+    for name in sorted(STATEMENTS.keys() - WITHOUT_OWNER - COPY):
         known = VALUES.keys() | IDS.keys() | OWNERS.keys() | FRESH | VERSIONS
         unknown = parameters(STATEMENTS[name]) - known
         assert not unknown, (
@@ -331,3 +343,10 @@ def _texts(given: dict[str, Any]) -> list[str]:
         v for value in given.values() for v in (value if isinstance(value, list) else [value])
     ]
     return [value for value in values if isinstance(value, str) and value]
+
+
+def test_no_server_copies_stores() -> None:
+    """The module that does is not even loaded by one."""
+    code = "import sys, threadkeep.server.serve as s; print('threadkeep.store_copy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
