@@ -302,7 +302,7 @@ async def test_what_can_not_be_opened(backend: Backend, sealed: Opens, master: s
         ("short", None, "ENCRYPTION_KEY must hold keys of 32 bytes"),
         (",", None, "ENCRYPTION_KEY holds no key"),
         ("", "nowhere", "ENCRYPTION_KEY_FILE: the file can't be read"),
-        (new_master(), "nowhere", "not both"),
+        ("A" * 43 + "=", "nowhere", "not both"),
     ],
 )
 def test_a_key_that_can_not_be_used(
