@@ -129,9 +129,8 @@ ORDER BY news.seq;
 -- name: resume_turn
 -- Goes on with the turn of a run that has ended, in another run, which is stored: takes the session and
 -- cuts off what the turn has behind its input; what others wrote there stays. No row: the session has gone
--- on, or is another run's; or the run,
--- which `waits` in the database, is not there any more. Made again, it finds what was done in its own row;
--- or, when it had to wait for that, in the session's, which is read anew.
+-- on, or is another run's; or the run, which `waits` in the database, is not there any more. Made again, it
+-- finds what was done in its own row; or, when it had to wait for that, in the session's, which is read anew.
 WITH mine AS (
   SELECT FROM threadkeep.runs
   WHERE :waits::boolean AND run_id = :run_id AND attempt = :attempt::bigint AND status = 'queued'
@@ -266,9 +265,9 @@ WHERE :retried::boolean AND NOT EXISTS (SELECT FROM undone) AND (
 
 -- name: write_run
 -- What a run has to store, in one: events from number `first_seq` on; items, of which `first_item` came
--- before; steps of its journal; a sign of life; and with a `status` its end, which gives its session
--- free, `open` to be gone on with where `open` is 1, from its `checkpoint` if it has one. What is stored already is not stored again. No row:
--- the run was lost. A session that is not its own any more is no hindrance to its end.
+-- before; steps of its journal; a sign of life; and with a `status` its end, which gives its session free, `open`
+-- to be gone on with where `open` is 1, from its `checkpoint` if it has one. What is stored already is not stored
+-- again. No row: the run was lost. A session that is not its own any more is no hindrance to its end.
 WITH session AS (
   UPDATE threadkeep.sessions
   SET run_added = greatest(0, :first_item::bigint + cardinality(:items::text[]) - run_items),
