@@ -28,6 +28,8 @@ from tests.client import (
     text_of_response,
 )
 from tests.fake_openai import fake_openai
+from threadkeep.server.serve import _listen
+from threadkeep.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -152,6 +154,15 @@ def test_start_server_has_no_page(tmp_path: Path, model_url: str) -> None:
             assert "API" in banner
             assert httpx.get(f"{url}/").status_code == 404
             assert httpx.get(f"{url}/docs").status_code == 200
+
+
+def test_no_reply_is_held_back() -> None:
+    """By the system, until more is to be sent: that takes 40 ms, of each reply and each event."""
+    settings = Settings.read({"AGENT_MODEL": "x", "PORT": "0"})
+    with _listen(settings) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_workers_share_sessions_and_runs(tmp_path: Path, model_url: str) -> None:
