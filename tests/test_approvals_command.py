@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from tests.backends import Backend, SQLite
+from tests.backends import Backend, Postgres, SQLite, new_postgres
 from tests.client import Json, ask, client_of, follow, text_of_response
 from tests.conftest import RunningApp, environment
 from tests.test_commands import Folder, settings_of
@@ -178,6 +178,8 @@ def test_what_a_model_wrote_stays_off_the_terminal(
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, backend: Backend) -> None:
     """Nor one changed that is not up to date."""
+    if isinstance(backend, Postgres):
+        backend = new_postgres(backend.server, bare=True)
     folder = Folder(tmp_path / "other", **settings_of(backend))
     for outcome in folder.run_each("approvals list", "approvals approve x"):
         assert outcome[:2] == (2, "")

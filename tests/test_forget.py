@@ -33,7 +33,8 @@ BOTH = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
 MARK = "planted1"  # as the search index has it, too
 OWNER = f"{MARK}-ann"
 OF_NOBODY = {"schema_migrations", "owner_keys"}
-"""Tables that hold nothing of an owner here; for keys see test_sealing.py. All others must be covered."""
+"""Tables that hold nothing of an owner here: for keys see test_sealing.py. All others must be
+covered."""
 
 
 @function_tool
