@@ -419,7 +419,7 @@ async def test_the_command(tmp_path: Path, backend: Backend, database: Database)
 
 def test_a_database_that_is_not_up_to_date_is_left_alone(tmp_path: Path, postgres: str) -> None:
     """A dry run makes no tables, and no file."""
-    place: Postgres = new_postgres(postgres)
+    place: Postgres = new_postgres(postgres, bare=True)
     for number, url in enumerate(("sqlite:///app.db", place.url)):
         folder = Folder(tmp_path / str(number), DATABASE_URL=url)
         code, out, err = folder.run("sessions", "doctor")

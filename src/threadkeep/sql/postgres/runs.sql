@@ -2,7 +2,6 @@
 -- still have its session, in the attempt that writes (`sessions.run_id` and `run_attempt`, compared in the
 -- row that the statement locks), or else somebody took the run over, or deleted its session, and nothing
 -- is written.
-
 -- A call whose connection died is made again, and then `:retried`; see sessions.sql.
 
 -- name: queue_run
@@ -413,7 +412,8 @@ session AS (
 UPDATE threadkeep.runs r SET status = 'failed', finished_at = clock_timestamp()
 FROM lost
 WHERE r.run_id = lost.run_id AND r.finished_at IS NULL AND r.alive_at <= lost.since
-  AND (r.status = 'queued' OR r.run_id IN (SELECT run_id FROM session));
+  AND (r.status = 'queued' OR r.run_id IN (SELECT run_id FROM session) OR NOT EXISTS (
+    SELECT 1 FROM threadkeep.sessions s WHERE s.session_id = r.session_id AND s.run_id = r.run_id));
 
 -- name: read_journal
 -- The steps of an owner's run, its own and those of the runs that it goes on from.
