@@ -10,7 +10,7 @@ test:   ## the tests alone, without lint and packaging
 	uv run --group dev pytest --ignore tests/test_checks.py --ignore tests/test_packaging.py
 
 prove:  ## the long proofs for their whole time
-	uv run --group dev pytest -n 0 -s --prove -o faulthandler_timeout=0 tests/test_faults.py tests/test_crash.py tests/test_replicas.py tests/test_run_machine.py tests/test_fuzz.py
+	uv run --group dev pytest -n 0 -s --prove -o faulthandler_timeout=0 tests/test_faults.py tests/test_crash.py tests/test_replicas.py tests/test_run_machine.py tests/test_fuzz.py tests/test_plans.py tests/test_local_model.py
 
 lint:   ## ruff, types and the import rule
 	uv run --group dev pytest -q tests/test_checks.py

@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # most tests need neither a browser nor Lakebase
 
 T = TypeVar("T")
 
+LONGEST = ("test_packaging.py", "test_start.py", "test_troubleshooting.py", "test_local_model.py")
+"""The files that wait most, and so leave the most to others."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--prove` makes the long proofs long."""
@@ -41,9 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that no process is alone with it in the end."""
-    items.sort(key=lambda item: item.path.name != "test_packaging.py")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no process is alone with it in the end. What is
+    marked `prove` is a part of the long proofs alone."""
+    if not config.getoption("prove"):
+        items[:] = [item for item in items if item.get_closest_marker("prove") is None]
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture

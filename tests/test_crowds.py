@@ -75,8 +75,10 @@ def whole_session(client: httpx.Client) -> list[Json]:
     return items
 
 
-@pytest.mark.parametrize("servers", [1, 2], ids=["one server", "two servers"])
-@pytest.mark.parametrize("policy", ["enqueue", "reject", "interrupt", "rollback"])
+@pytest.mark.parametrize(
+    ("policy", "servers"),
+    [("enqueue", 1), ("enqueue", 2), ("reject", 2), ("interrupt", 2), ("rollback", 2)],
+)
 async def test_turns_of_one_session(
     apps: list[RunningApp], here: httpx.Client, policy: str
 ) -> None:

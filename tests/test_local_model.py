@@ -176,6 +176,7 @@ class TestTheRealModel:
         result = await Runner.run(agent(runtime), "What is 2 plus 2?", run_config=UNTRACED)
         assert "4" in result.final_output
 
+    @pytest.mark.prove
     async def test_a_long_history_is_answered(self, runtime: LocalRuntime) -> None:
         """A thousand turns are no error and no wait: old ones are left out."""
         items: list[TResponseInputItem] = []

@@ -69,7 +69,13 @@ def test_the_wheel_passes_on_the_oldest_sdk(uv: str, tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, tmp_path / "app" / folder, ignore=ignored)
     (tmp_path / "app" / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     files = [f"tests/{name}" for name in OF_THE_SDK]
-    kinds = ["-n", "0", "-k", "not postgres and not lakebase"]  # one database tells of the SDK
+    # One database tells of the SDK, and so does a run that is cut at one place.
+    kinds = [
+        "-n",
+        "0",
+        "-k",
+        "not postgres and not lakebase and not any_write and not any_sequence",
+    ]
     said = run(python, "-m", "pytest", "-q", *files, *kinds, cwd=tmp_path / "app")
     assert " passed" in said
 

@@ -131,6 +131,7 @@ def until(done: Any) -> None:
         time.sleep(0.05)
 
 
+@BOTH
 async def test_a_sealed_session_conforms(sealed: Opens, master: str) -> None:
     """On each database, through two connections to it, as two processes have."""
     databases = [sealed(master) for _ in range(2)]

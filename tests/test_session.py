@@ -394,12 +394,14 @@ class SessionAgainstList(RuleBasedStateMachine):
             self.runner.close()
 
 
-def test_any_sequence_of_calls_equals_a_list(backend: Backend) -> None:
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
+def test_any_sequence_of_calls_equals_a_list(backend: Backend, prove: bool) -> None:
     """Found by Hypothesis, if there is one that does not."""
 
     class Machine(SessionAgainstList):
         place = DatabaseSettings.read(backend.variables)
 
     run_state_machine_as_test(
-        Machine, settings=settings(max_examples=30, stateful_step_count=20, deadline=None)
+        Machine,
+        settings=settings(max_examples=200 if prove else 20, stateful_step_count=20, deadline=None),
     )
