@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from uuid_utils import uuid7
 
-from tests.backends import Backend
+from tests.backends import Backend, Postgres
 from tests.test_mend import call, output, said, user
 from threadkeep import Session, search
 from threadkeep.connect import connect
@@ -216,6 +216,17 @@ async def test_the_index_follows_whatever_happens(
         await delete_session(database, session_id, owner)
     scope = search.scope_of("ann")
     assert not await database.call("list_terms", scope=scope, first="", beyond="~", limit=9)
+
+
+async def test_many_that_were_made_at_once(
+    database: Database, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an import may bring them: each gets a number of its own."""
+    monkeypatch.setattr(search.secrets, "randbits", lambda bits: 1)
+    ids = {await store(database, f"tea {n}") for n in range(5)}
+    time = "'2026-01-01'" if isinstance(backend, Postgres) else "1700000000000"
+    backend.execute(f"UPDATE threadkeep.sessions SET created_at = {time}")
+    assert set(await found(database, "tea")) == ids
 
 
 async def test_several_index_at_once(database: Database) -> None:

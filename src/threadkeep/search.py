@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from threadkeep.database import Database, Row
-from threadkeep.errors import DatabaseError, InvalidInputError, SealedError
+from threadkeep.errors import DatabaseError, DuplicateError, InvalidInputError, SealedError
 from threadkeep.history import decode_item
 from threadkeep.stored_sessions import session_object
 from threadkeep.titles import text_of
@@ -281,7 +281,7 @@ async def _index(database: Database, session: Row) -> int:
         ):
             return 1
         known_epoch, known_seq = reset_epoch, 0
-    looked_at = 1
+    looked_at, time = 1, session["created_at"]
     while True:
         try:
             items, title = await _texts(database, session, known_seq, known_epoch != epoch)
@@ -289,20 +289,24 @@ async def _index(database: Database, session: Row) -> int:
             items, title = [], None
         seq = items[-1]["seq"] if items else session["seq"]
         entries = await asyncio.to_thread(_entries, items, title)
-        done = await database.call(
-            "index_session",
-            session_id=session_id,
-            owner=owner,
-            scope=scope_of(owner),
-            epoch=epoch,
-            seq=seq,
-            search_no=(session["created_at"] << 20) + secrets.randbits(20),
-            indexed_epoch=known_epoch,
-            indexed_seq=known_seq,
-            terms=[term for term, _ in entries],
-            blocks=[str(block) for _, block in entries],
-            hits=[",".join(map(str, seqs)) for seqs in entries.values()],
-        )
+        try:
+            done = await database.call(
+                "index_session",
+                session_id=session_id,
+                owner=owner,
+                scope=scope_of(owner),
+                epoch=epoch,
+                seq=seq,
+                search_no=(time << 20) + secrets.randbits(20),
+                indexed_epoch=known_epoch,
+                indexed_seq=known_seq,
+                terms=[term for term, _ in entries],
+                blocks=[str(block) for _, block in entries],
+                hits=[",".join(map(str, seqs)) for seqs in entries.values()],
+            )
+        except DuplicateError:  # very many were made in this millisecond: take the next
+            time += 1
+            continue
         looked_at += len(items)
         if not done or len(items) < _BATCH:
             return looked_at
