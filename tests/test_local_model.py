@@ -190,6 +190,7 @@ class TestTheRealModel:
         assert "Paris" in result.final_output
         assert result.context_wrapper.usage.input_tokens < 2_000
 
+    @pytest.mark.prove
     async def test_more_requests_than_slots_wait_their_turn(self, runtime: LocalRuntime) -> None:
         """Five at once, two slots: all are answered."""
         capitals = {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Peru": "Lima"}
@@ -226,6 +227,7 @@ class TestTheRealModel:
         assert runtime.pid != killed
         assert runtime.state == "ready"
 
+    @pytest.mark.prove
     async def test_a_process_killed_in_mid_answer_is_an_error_of_its_own(
         self, runtime: LocalRuntime
     ) -> None:
@@ -256,6 +258,7 @@ class TestTheRealModel:
         assert caught.value.code == 401
         caught.value.close()
 
+    @pytest.mark.prove
     async def test_it_says_nothing_to_the_terminal(
         self, capfd: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
