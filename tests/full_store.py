@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from tests.run_tables import ORDERS
 from threadkeep.connect import connect
 
 HOSTILE = [
@@ -25,16 +26,6 @@ OF_ONE_DATABASE = {
     *("search_no", "indexed_epoch", "indexed_seq"),
 }
 """Columns that mean something there alone, and are not copied."""
-
-TABLES = {
-    "sessions": "session_id",
-    "items": "session_id, seq",
-    "runs": "run_id",
-    "run_events": "run_id, seq",
-    "model_calls": "journal_id, key",
-    "tool_calls": "journal_id, key",
-    "approvals": "approval_id",
-}
 
 
 def fill(file: Path, sessions: int = 6, items: int = 7) -> None:
@@ -170,5 +161,5 @@ def read_all(file: Path) -> dict[str, list[dict[str, Any]]]:
                 {name: row[name] for name in set(row.keys()) - OF_ONE_DATABASE}
                 for row in raw.execute(f"SELECT * FROM {table} ORDER BY {key}")
             ]
-            for table, key in TABLES.items()
+            for table, key in ORDERS.items()
         }

@@ -18,7 +18,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from tests.backends import Postgres, SQLite, new_postgres
+from tests.backends import Postgres
+from tests.conftest import new_backend
 from tests.owner_world import MARK, Rows, World, world_on
 from tests.test_sql import parameters
 from threadkeep.database import Row, load_statements
@@ -207,11 +208,7 @@ def test_every_statement_takes_the_owner() -> None:
 def world(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    if request.param == "postgres":
-        place: Any = new_postgres(request.getfixturevalue("postgres"))
-    else:
-        place = SQLite(tmp_path_factory.mktemp("owners") / "threadkeep.db")
-    with world_on(place) as world:
+    with world_on(new_backend(request, tmp_path_factory.mktemp("owners"))) as world:
         yield world
 
 

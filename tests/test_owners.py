@@ -18,8 +18,8 @@ from fastapi import FastAPI, Request
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 
-from tests.backends import SQLite, new_postgres
 from tests.client import client_of
+from tests.conftest import new_backend
 from tests.owner_world import KEYS, MARK, World, world_on
 from threadkeep.api_keys import ANY
 from threadkeep.errors import ResponseNotFoundError, SessionNotFoundError
@@ -325,11 +325,7 @@ def _tells_nothing(world: World, call: Call, at: str, reply: httpx.Response, sen
 def world(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    if request.param == "postgres":
-        place: Any = new_postgres(request.getfixturevalue("postgres"))
-    else:
-        place = SQLite(tmp_path_factory.mktemp("owners") / "threadkeep.db")
-    with world_on(place) as world:
+    with world_on(new_backend(request, tmp_path_factory.mktemp("owners"))) as world:
         yield world
 
 

@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 import httpx2 as httpx
 import pytest
 
-from tests.backends import Backend, SQLite, new_postgres
+from tests.backends import Backend
 from tests.client import ANN, BOB, Json, ask, client_of, contents, follow
-from tests.conftest import RunningApp, environment
+from tests.conftest import RunningApp, environment, new_backend
 from tests.test_mend import call, output, said, thought, user
 from tests.workshop import Workshop
 from threadkeep import Session
@@ -23,9 +23,7 @@ T = TypeVar("T")
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    if request.param == "postgres":
-        return new_postgres(request.getfixturevalue("postgres"))
-    return SQLite(tmp_path_factory.mktemp("api") / "threadkeep.db")
+    return new_backend(request, tmp_path_factory.mktemp("api"))
 
 
 @pytest.fixture(scope="module")
