@@ -25,13 +25,14 @@ def get_current_time() -> str:
 def create_agent(context: AgentContext) -> Agent[AgentContext]:
     """Make the agent of one turn.
 
-    `context` has the `session_id`, the `owner` (None when you are the only user) and the `request`;
-    tools get it too, as the SDK's run context. Without a `model=` here, AGENT_MODEL says which.
+    `context` has the `session_id`, the `owner` (None when you are the only user), the `request` and
+    what is remembered of the user, `memory`; tools get it too, as the SDK's run context. Without a
+    `model=` here, AGENT_MODEL says which.
     """
     return Agent[AgentContext](
         name="Assistant",
         instructions=INSTRUCTIONS,
-        tools=[get_current_time],
+        tools=[get_current_time, *context.memory.tools()],
     )
 
 

@@ -156,9 +156,11 @@ class RunningApp:
 
 
 def environment(database: Backend | str, **more: str) -> dict[str, str]:
-    """Settings of a server: its database, or the URL of one, and a model that is never asked."""
+    """Settings of a server: its database, or the URL of one, a model that is never asked, and no
+    recall, which has tests of its own."""
     place = {"DATABASE_URL": database} if isinstance(database, str) else database.variables
-    return {"AGENT_MODEL": "fake", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"} | place | more
+    model = {"AGENT_MODEL": "fake", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    return model | {"MEMORY_RECALL_TOKENS": "0"} | place | more
 
 
 @pytest.fixture(scope="session")

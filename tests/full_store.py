@@ -23,7 +23,7 @@ HOSTILE = [
 
 OF_ONE_DATABASE = {
     *("call_id", "run_added", "followed_until"),
-    *("search_no", "indexed_epoch", "indexed_seq"),
+    *("search_no", "indexed_epoch", "indexed_seq", "path_key", "remembered_until"),
 }
 """Columns that mean something there alone, and are not copied."""
 
@@ -44,7 +44,11 @@ def fill(file: Path, sessions: int = 6, items: int = 7) -> None:
         for owner in ("ann", ""):
             _insert(raw, "runs", _run(f"w{owner}", "not yet", owner, status="queued"))
             _insert(raw, "run_events", {"run_id": f"w{owner}", "seq": 0, "data": HOSTILE[1]})
+        for n, owner in enumerate(("ann", "ann", "")):
+            _fill_memory(raw, n, owner)
 
+
+_ORDERS = ORDERS | {"memories": "memory_id", "memory_history": "memory_id, version"}
 
 NAMES = ["a", "B", "\u00e4\U0001f9f5", "_", "a-b", "Ab"]
 """Ids that no two locales put in one order."""
@@ -69,6 +73,10 @@ def _fill_one(raw: sqlite3.Connection, n: int, name: str, items: int) -> None:
             "open_hash": "h",
             "open_epoch": 2**62,
             "open_seq": items,
+            "temporary": 1,
+            "set_aside": 1,
+            "remembered_seq": 3,
+            "remembered_until": 4_000_000_000_001,
             "parent_session_id": "B",
             "expires_at": 4_000_000_000_001,
         }
@@ -123,6 +131,33 @@ def _fill_one(raw: sqlite3.Connection, n: int, name: str, items: int) -> None:
         _insert(raw, "approvals", approval)
 
 
+def _fill_memory(raw: sqlite3.Connection, n: int, owner: str) -> None:
+    memory = {
+        "memory_id": f"mem_{n}",
+        "owner": owner,
+        "path_key": f"/memories/{n}.md",
+        "path": f"/memories/{n}.md",
+        "description": f"Likes plums {HOSTILE[2]}",
+        "contents": HOSTILE[n],
+        "keywords": '["fruit"]',
+        "pinned": n % 2,
+        "version": 4,
+        "search_no": n,
+        "created_at": 1_600_000_000_001 + n,
+        "updated_at": 1_600_000_000_999 + n,
+        "valid_from": 1_600_000_000_002,
+    }
+    source = {"source_session": "B", "source_seq": 2, "source_at": 1_600_000_000_002}
+    if n == 0:  # it holds no more
+        memory |= source | {"valid_to": 1_600_000_001_000, "superseded_by": "mem_1"}
+    _insert(raw, "memories", memory)
+    for version in (1, 3):
+        old = {name: memory[name] for name in ("memory_id", "owner", "description", "contents")}
+        old |= {"version": version, "valid_from": version, "valid_to": version + 1}
+        old |= {"superseded_by": version + 1} | (source if version == 1 else {})
+        _insert(raw, "memory_history", old)
+
+
 def _run(run_id: str, session_id: str, owner: str, status: str) -> dict[str, Any]:
     return {
         "run_id": run_id,
@@ -161,5 +196,5 @@ def read_all(file: Path) -> dict[str, list[dict[str, Any]]]:
                 {name: row[name] for name in set(row.keys()) - OF_ONE_DATABASE}
                 for row in raw.execute(f"SELECT * FROM {table} ORDER BY {key}")
             ]
-            for table, key in ORDERS.items()
+            for table, key in _ORDERS.items()
         }

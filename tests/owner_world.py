@@ -19,6 +19,8 @@ from tests.deciding import asked, decide, end_of
 from tests.run_tables import ORDERS
 from tests.workshop import Workshop
 from threadkeep.api_keys import ANY, new_key
+from threadkeep.memory_form import Draft, Source
+from threadkeep.memory_store import MemoryStore
 
 MARK = "PLANTED"
 """In every text of Ann's."""
@@ -41,12 +43,19 @@ _NOT_BOBS = {
     "approvals": "owner <> 'bob'",
     "owner_keys": "coalesce(owner, '') <> 'bob'",
     "request_rates": "owner NOT IN ('bob', 'eve')",
+    "memories": "owner <> 'bob'",
+    "memory_history": "owner <> 'bob'",
+    "forgotten": "owner <> 'bob'",
     "postings": "search_no NOT IN (SELECT search_no FROM threadkeep.sessions "
-    "WHERE owner = 'bob' AND search_no IS NOT NULL)",
+    "WHERE owner = 'bob' AND search_no IS NOT NULL UNION ALL "
+    "SELECT search_no FROM threadkeep.memories WHERE owner = 'bob')",
 }
 """Which rows of a table are not Bob's."""
 
 _ORDERS = ORDERS | {
+    "memories": "memory_id",
+    "memory_history": "memory_id, version",
+    "forgotten": "owner, seq",
     "owner_keys": "key_id",
     "postings": "scope, term, search_no, block",
     "request_rates": "owner",
@@ -69,7 +78,7 @@ class World:
         place: Its database.
 
     Attributes:
-        ids: Hers, by their kind: `session`, `response`, `approval`, `key`.
+        ids: Hers, by their kind: `session`, `response`, `approval`, `key`, `memory`, `path`.
         exported: Her first session, as lines.
         bobs: One id of Bob's, by its kind.
     """
@@ -126,7 +135,8 @@ async def _fetched(url: str, queries: dict[str, str]) -> dict[str, Rows]:
 @contextmanager
 def world_on(place: Backend) -> Iterator[World]:
     """Makes Ann's things by requests: sessions with items, metadata and a fork; runs that are done,
-    at work and waiting; calls that wait for her, are decided and in doubt; a key, and an export."""
+    at work and waiting; calls that wait for her, are decided and in doubt; a key, an export, and
+    a memory that was changed."""
     shop = Workshop()
     settings = environment(
         place,
@@ -140,7 +150,8 @@ def world_on(place: Backend) -> Iterator[World]:
         with client_of(world.app.url, **{"X-Forwarded-User": "bob"}) as bob:
             own = ask(bob, "use pay; say paid")
             kinds = {"session": session_of(own), "response": own["id"], "approval": asked(own)[0]}
-            world.bobs = kinds | {"key": "bob's key"}
+            memory = bob.post("/memories", json={"description": "mine"}).json()
+            world.bobs = kinds | {"key": "bob's key", "memory": memory["id"]}
         yield world
     finally:
         shop.go_on.set()
@@ -160,6 +171,14 @@ def _fill(world: World, ann: httpx.Client) -> None:
     ann.patch(f"/sessions/{first}", json={"title": MARK, "metadata": {"of": MARK}})
     fork = ann.post(f"/sessions/{first}/fork").json()["id"]
     world.exported = ann.get(f"/sessions/{first}/export").text
+    says = dict.fromkeys(("description", "contents"), f"{MARK} before")
+    path = f"/memories/{MARK}.md"
+    memory = ann.post("/memories", json=says | {"path": path, "keywords": [MARK]}).json()
+    ann.patch(f"/memories/{memory['id']}", json={"contents": MARK})
+    old = MemoryStore(world.app.app.state.database, "ann")
+    draft, source = Draft(f"{MARK} old"), Source(first, 1, 1)
+    gone = world.app.do(old.save(f"/memories/{MARK}-old.md", draft, source))
+    world.app.do(old.delete(gone["id"]))
     waiting, in_doubt, decided = (turn("use pay; say") for _ in range(3))
     gone_on = end_of(ann, decide(ann, asked(decided)[0], True)["response_id"])
     # As one whose process has ended in the middle of a call: nothing else of it is another.
@@ -179,6 +198,8 @@ def _fill(world: World, ann: httpx.Client) -> None:
         "response": [response["id"] for response in responses],
         "approval": [asked(response)[0] for response in (waiting, in_doubt, decided)],
         "key": [key],
+        "memory": [memory["id"]],
+        "path": [memory["path"]],
     }
     statuses = [ann.get(f"/responses/{r['id']}").json()["status"] for r in (held, queued)]
     assert statuses == ["in_progress", "queued"]

@@ -21,11 +21,12 @@ from tests.full_store import fill, read_all
 from tests.postgres_proxy import postgres_proxy
 from tests.test_commands import Done
 from tests.workshop import Workshop
-from threadkeep import copy_command, store_copy
+from threadkeep import copy_command, store_comparison, store_copy, store_copy_memories
 from threadkeep.commands import main
 from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import ConflictError
+from threadkeep.memory_store import MemoryStore
 from threadkeep.session_export import export_session
 from threadkeep.store_copy import compare_stores, copy_store
 
@@ -45,6 +46,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small store has many."""
     for name, value in {"IDS": 2, "PAGE_ROWS": 3, "PAGE_CHARACTERS": 40}.items():
         monkeypatch.setattr(store_copy, name, value)
+    monkeypatch.setattr(store_copy_memories, "PAGE", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +95,7 @@ def test_there_and_back(source: SQLite, postgres: str, tmp_path: Path) -> None:
             ["sessions", "6", "6"],
             ["items", "42", "42"],
         ]
-        assert out.endswith("\nVerified: 6 sessions, 42 items, equal.\n")
+        assert out.endswith("\nVerified: 6 sessions, 42 items, 3 memories, equal.\n")
     assert copy(url(there), url(back))[0] == 0
     before = read_all(source.file)
     assert read_all(back.file) == before
@@ -102,6 +104,8 @@ def test_there_and_back(source: SQLite, postgres: str, tmp_path: Path) -> None:
     for table, name in filled:
         assert any(row[name] not in (None, "", 0) for row in before[table]), f"{table}.{name}"
     assert asyncio.run(exported(source)) == asyncio.run(exported(there))
+    for place in (there, back):
+        assert asyncio.run(remembered(place)) == ["mem_1"]
 
 
 async def exported(place: Backend) -> str:
@@ -112,12 +116,22 @@ async def exported(place: Backend) -> str:
         await database.close()
 
 
+async def remembered(place: Backend) -> list[str]:
+    """What a search finds: not what holds no more, nor what is others'."""
+    database = connect(url(place))
+    try:
+        found, _ = await MemoryStore(database, "ann").search("plums", limit=9)
+        return [memory["id"] for memory in found]
+    finally:
+        await database.close()
+
+
 KILLED = """
 import asyncio, json, os, signal, sys
-from threadkeep import store_copy
+from threadkeep import store_copy, store_copy_memories
 from threadkeep.connect import connect
 
-store_copy.PAGE_ROWS, store_copy.AT_ONCE = 3, 1
+store_copy.PAGE_ROWS, store_copy.AT_ONCE, store_copy_memories.AT_ONCE = 3, 1, 1
 
 async def copy(place=None):
     source, target = (connect(url) for url in sys.argv[1:])
@@ -159,13 +173,15 @@ def test_killed_and_gone_on_with(source: SQLite, backend: Backend) -> None:
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin
     assert child.stdout
-    not_there = {store_copy.MISSING, store_copy.CHANGED}
+    not_there = {store_comparison.MISSING, store_comparison.CHANGED}
     places = [
         ("copy_items", 2, "meanwhile"),
         ("copy_events", 2, "after"),
         ("copy_session", 2, "before"),
         ("remove_copied_runs", 1, "before"),
         ("copy_session", 1, "after"),
+        ("copy_memory", 2, "before"),
+        ("copy_memory", 1, "after"),
     ]
     for place in places:
         child.stdin.write(json.dumps(place) + "\n")
@@ -175,9 +191,13 @@ def test_killed_and_gone_on_with(source: SQLite, backend: Backend) -> None:
         assert different.keys() <= not_there, place
         assert different
     # It shows the old state, or nothing.
-    later = "UPDATE threadkeep.sessions SET updated_at = updated_at + 1"
-    source.execute(later)
-    for place in [("uncopy_session", 1, "before"), ("uncopy_session", 1, "after")]:
+    for table in ("sessions", "memories"):
+        source.execute(f"UPDATE threadkeep.{table} SET updated_at = updated_at + 1")
+    for place in [
+        ("uncopy_session", 1, "before"),
+        ("uncopy_session", 1, "after"),
+        ("uncopy_memory", 1, "after"),
+    ]:
         child.stdin.write(json.dumps(place) + "\n")
         child.stdin.flush()
         assert json.loads(child.stdout.readline())[0] == 9
@@ -201,9 +221,11 @@ async def test_only_what_is_new_is_copied_again(
         "UPDATE sessions SET title = 'new' WHERE session_id = '_'",
         "UPDATE approvals SET status = 'approved' WHERE approval_id = 'pending4'",
         "DELETE FROM run_events WHERE run_id = 'wann'",
+        "UPDATE memories SET description = 'x', version = 5 WHERE memory_id = 'mem_2'",
+        "UPDATE memories SET source_session = NULL WHERE memory_id = 'mem_0'",
     ):
         source.execute(sql)
-    changed = {"a", "B", "_", "a-b", "not yet"}
+    changed = {"a", "B", "_", "a-b", "not yet", "mem_0", "mem_2"}
     assert (await troubles(stores)).keys() == changed
     copied: set[str] = set()
     call = type(other).call
@@ -211,6 +233,8 @@ async def test_only_what_is_new_is_copied_again(
     async def watched(self: Database, statement: str, **parameters: str) -> object:
         if statement in ("copy_items", "copy_run"):
             copied.add(parameters["session_id"])
+        if statement == "copy_memory":
+            copied.add(parameters["memory_id"])
         return await call(self, statement, **parameters)
 
     monkeypatch.setattr(type(other), "call", watched)
@@ -232,6 +256,11 @@ async def test_refused(stores: tuple[Database, Database], source: SQLite, backen
         ("sessions SET seq = seq + 1 WHERE session_id = 'B'", "2 that have gone on in TO"),
         ("sessions SET updated_at = updated_at + DAY, epoch = 7", "6 that have gone on in TO"),
         ("sessions SET session_id = 'x' WHERE session_id = 'a'", "1 that FROM does not have"),
+        (
+            "memories SET version = 5 WHERE memory_id = 'mem_1'",
+            "1 memories that have gone on in TO",
+        ),
+        ("memories SET memory_id = 'x' WHERE memory_id = 'mem_0'", "1 memories that FROM does not"),
     ):
         day = "86400000" if isinstance(backend, SQLite) else "interval '1 day'"
         backend.execute(f"UPDATE threadkeep.{sql.replace('DAY', day)}")
@@ -239,7 +268,7 @@ async def test_refused(stores: tuple[Database, Database], source: SQLite, backen
         with pytest.raises(ConflictError, match=rf"{said}.* Nothing was changed"):
             await copy_store(*stores)
         assert await compare_stores(*stores) == before
-    assert store_copy.AHEAD in (await troubles(stores)).values()
+    assert store_comparison.AHEAD in (await troubles(stores)).values()
 
 
 @BOTH
@@ -262,7 +291,7 @@ async def test_what_changes_while_it_is_copied(
     await copy_store(*stores, told)
     found = await troubles(stores)
     assert found
-    assert set(found.values()) <= {store_copy.CHANGED, store_copy.MISSING}
+    assert set(found.values()) <= {store_comparison.CHANGED, store_comparison.MISSING}
     await copy_store(*stores)
     assert await troubles(stores) == {}
 
@@ -276,18 +305,23 @@ def test_a_difference_is_found(source: SQLite, backend: Backend) -> None:
         "DELETE FROM threadkeep.run_events WHERE run_id = 'resp_1' AND seq = 4",
         "DELETE FROM threadkeep.sessions WHERE session_id = '_'",
         "UPDATE threadkeep.model_calls SET response = 'x' WHERE journal_id = 'resp_4'",
+        "UPDATE threadkeep.memory_history SET contents = 'x' WHERE memory_id = 'mem_0'",
+        "DELETE FROM threadkeep.memories WHERE memory_id = 'mem_1'",
+        "DELETE FROM threadkeep.memory_history WHERE memory_id = 'mem_1'",
     ):
         backend.execute(sql)
     for _ in range(2):
         code, out, err = copy("--verify", url(source), url(backend))
         assert (code, err) == (1, "")
-        title, *named = out.splitlines()[8:]
-        assert title == "Different: 4 sessions."
+        title, *named = out.splitlines()[10:]
+        assert title == "Different: 6 sessions and memories."
         assert sorted(named) == [
-            f"  B: {store_copy.DIFFERENT}",
-            f"  _: {store_copy.CHANGED}",
-            f"  a-b: {store_copy.DIFFERENT}",
-            f"  a: {store_copy.DIFFERENT}",
+            f"  B: {store_comparison.DIFFERENT}",
+            f"  _: {store_comparison.CHANGED}",
+            f"  a-b: {store_comparison.DIFFERENT}",
+            f"  a: {store_comparison.DIFFERENT}",
+            f"  mem_0: {store_comparison.DIFFERENT}",
+            f"  mem_1: {store_comparison.MISSING}",
         ]
         assert out.splitlines()[1].split() == ["sessions", "6", "5"]
     assert copy(url(source), url(backend))[0] == 0
@@ -326,6 +360,7 @@ async def test_lost_answers(source: SQLite, postgres: str) -> None:
         for change in ("title = 'x'", "title = 'y'"):
             await copy_store(*stores)
             source.execute(f"UPDATE sessions SET {change}, updated_at = updated_at + 1")
+            source.execute("UPDATE memories SET version = version + 1, updated_at = updated_at + 1")
         await copy_store(*stores)
         proxy.lose_every = 0
         assert await troubles(stores) == {}
@@ -337,7 +372,10 @@ async def test_lost_answers(source: SQLite, postgres: str) -> None:
 def test_lakebase(source: SQLite, backend: Backend) -> None:
     """Is named by the environment."""
     code, out, _ = copy(url(source), "lakebase", **backend.variables)
-    assert (code, out.splitlines()[-1]) == (0, "Verified: 6 sessions, 42 items, equal.")
+    assert (code, out.splitlines()[-1]) == (
+        0,
+        "Verified: 6 sessions, 42 items, 3 memories, equal.",
+    )
 
 
 def test_what_can_not_be_copied(source: SQLite, postgres: str, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CONFORMANCE = (ROOT / "docs" / "conformance.md").read_text()
 SESSIONS = (ROOT / "docs" / "sessions.md").read_text()
+MEMORY = (ROOT / "docs" / "memory.md").read_text()
 CURL = shutil.which("curl")
 
 
@@ -138,6 +139,18 @@ def test_the_curl_commands_about_sessions(running_app: RunningApp, tmp_path: Pat
         (shown,) = blocks("json", SESSIONS)
         assert client.post("/sessions/import", content=shown).is_success
         assert client.get("/sessions/s/export").text == shown
+
+
+def test_the_curl_commands_about_memory(running_app: RunningApp, tmp_path: Path) -> None:
+    """None fails, and what is stored is found and exported."""
+    [commands] = [b for b in blocks("bash", MEMORY) if b.startswith("curl")]
+    text = commands.replace("http://localhost:8000", running_app.url)
+    text = text.replace("curl ", "curl -sS --fail ")
+    done = subprocess.run(
+        ["bash", "-ec", text], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"path":"/memories/diet.md"') == 3
 
 
 def test_the_conformance_snippets(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from threadkeep.commands import main
 from threadkeep.connect import connect
 from threadkeep.database import Database, Row, Value
 from threadkeep.errors import DatabaseUnavailableError
+from threadkeep.memory_form import Draft, Source
+from threadkeep.memory_store import MemoryStore
 from threadkeep.owners import count_of, forget
-from threadkeep.search import catch_up
+from threadkeep.search_index import catch_up
 from threadkeep.settings import DatabaseSettings
 
 BOTH = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
@@ -127,7 +130,17 @@ async def talk(backend: Backend, owner: str, text: str, sessions: int = 40) -> N
     for session in made[::3]:
         await session.pop_item()
     await catch_up(database, owner)
+    await remember(database, owner, text)
     await database.close()
+
+
+async def remember(database: Database, owner: str, text: str) -> None:
+    """Has a memory, and what it was before."""
+    store = MemoryStore(database, owner)
+    memory = await store.save(f"/memories/{text}.md", Draft(text, f"{text} then", [text]))
+    await store.update(memory["id"], lambda draft: replace(draft, contents=f"{text} now"))
+    gone = await store.save(f"/memories/{text}-old.md", Draft(text), Source(f"0-{owner}", 1, 1))
+    await store.delete(gone["id"])
 
 
 def live(app: RunningApp, owner: str, text: str, tool: str = "recall") -> str:

@@ -42,6 +42,14 @@ def as_lines(_: Any, value: Any) -> bytes:
     return (value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "replace")
 
 
+PLACES = {
+    "session_id": "sessions",
+    "response_id": "responses",
+    "approval_id": "approvals",
+    "memory_id": "memories",
+}
+
+
 class World:
     """A server, and ids of what is there.
 
@@ -56,7 +64,7 @@ class World:
 
     def live(self, name: str) -> str:
         """The id of something that was there a moment ago; made anew when it has gone."""
-        place = {"session_id": "sessions", "response_id": "responses"}.get(name, "approvals")
+        place = PLACES[name]
         known = self._ids.get(name)
         if known is not None:
             found = self.client.get(f"/{place}/{known}")
@@ -67,6 +75,10 @@ class World:
                 "pending",
             ):
                 return known
+        if name == "memory_id":
+            made = self.client.post("/memories", json={"description": "likes tea"}).json()
+            self._ids[name] = made["id"]
+            return self._ids[name]
         said = ask(self.client, "use note pay; say done")
         approval = next(i["id"] for i in said["output"] if i["type"] == "mcp_approval_request")
         made = {"session_id": session_of(said), "response_id": said["id"], "approval_id": approval}
@@ -157,6 +169,8 @@ def make_likely(body: dict[str, Any], world: World) -> None:
         body["custom_inputs"] = {"session_id": world.live("session_id")}
     elif "to" in body:
         body["to"] = 1
+    for name in ("path", "valid_from", "valid_to", "superseded_by", "version"):
+        body.pop(name, None)
 
 
 # Most of it is HTTP still: what is none is refused before it comes to us.
@@ -183,6 +197,11 @@ PATHS = [
     (b"POST", b"/responses/%s/cancel"),
     (b"GET", b"/approvals/%s"),
     (b"POST", b"/approvals/%s"),
+    (b"GET", b"/memories/%s"),
+    (b"PATCH", b"/memories/%s"),
+    (b"DELETE", b"/memories/%s"),
+    (b"POST", b"/memories"),
+    (b"GET", b"/memories?q=%s"),
     (b"GET", b"/approvals?session_id=%s"),
     (b"GET", b"/sessions?after=%s"),
     (b"GET", b"/page/%s"),
@@ -256,7 +275,8 @@ def requests(draw: st.DrawFn) -> tuple[bytes, str | None, list[tuple[str, bytes]
         if draw(st.booleans()):
             path = path.replace(b"%s", draw(IDS))
         else:
-            name = {b"/s": "session_id", b"/r": "response_id"}.get(path[:2], "approval_id")
+            kinds = (n for n, place in PLACES.items() if path[1:].startswith(place.encode()))
+            name = next(kinds, "approval_id")
     names = draw(st.lists(st.sampled_from(sorted(HEADERS)), max_size=3, unique=True))
     headers = [(n, draw(st.sampled_from(HEADERS[n]) | VALUES)) for n in names]
     return method + b" " + path, name, headers, draw(BODIES)

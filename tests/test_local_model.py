@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import pytest
 import pytest_asyncio
 from agents import (
     Agent,
+    Model,
+    ModelProvider,
     ModelSettings,
     ModelTracing,
     Runner,
@@ -33,6 +36,7 @@ from openai.types.responses import (
     ResponseTextDeltaEvent,
 )
 from pydantic import BaseModel
+from uuid_utils import uuid7
 
 from tests.local_talk import (
     INSTRUCTIONS,
@@ -40,6 +44,8 @@ from tests.local_talk import (
     get_current_time,
     get_weather,
 )
+from threadkeep import Memory, Session
+from threadkeep.connect import connect
 from threadkeep.errors import ClosedError
 from threadkeep.local import LocalRuntime
 from threadkeep.local.errors import (
@@ -47,6 +53,7 @@ from threadkeep.local.errors import (
     LlamaEndedError,
     LlamaStartError,
 )
+from threadkeep.memory_extraction import QUIET_MS, extract_next, proposing
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -96,6 +103,51 @@ class TestTheRealModel:
         assert "SF" in second.final_output or "San Francisco" in second.final_output
         kinds = {item.type for item in (*first.new_items, *second.new_items)}
         assert kinds == {"message_output_item"}
+
+    async def test_it_remembers_across_sessions(self, runtime: LocalRuntime) -> None:
+        """What was said in one session is heeded in a new one, with the template's own tools; not
+        what somebody else has said."""
+        database = connect("sqlite://")
+
+        async def say(owner: str, text: str) -> str:
+            memory = Memory(owner, database=database)
+            session = Session(str(uuid7()), database=database, owner=owner)
+            config = memory.run_config(session, UNTRACED, tokens=300)
+            assistant = agent(runtime, get_current_time, *memory.tools())
+            result = await Runner.run(assistant, text, session=session, run_config=config)
+            assert {item.type for item in result.new_items} == {"message_output_item"}
+            return str(result.final_output)
+
+        await say("ann", "My name is Ann and I am vegetarian")
+        dinner = await say("ann", "Suggest a dinner")
+        assert not re.search("(?i)chicken|beef|meat|fish|pork|salmon|shrimp|bacon|turkey", dinner)
+        assert "Ann" in await say("ann", "What is my name?")
+        assert "Ann" not in await say("bob", "What is my name?")
+        await database.close()
+
+    @pytest.mark.prove
+    async def test_it_finds_what_is_worth_to_be_remembered(self, runtime: LocalRuntime) -> None:
+        """Facts about the user that their words bear out; nothing in questions and small talk."""
+
+        class Models(ModelProvider):
+            def get_model(self, model_name: str | None) -> Model:
+                return runtime.model()
+
+        database = connect("sqlite://")
+        told = ["My name is Ann and I am vegetarian", "I always run on Sundays."]
+        others = ["Suggest a dinner", "What is the capital of France?", "Thanks!"]
+        for text in (*told, *others):
+            session = Session(str(uuid7()), database=database, owner="ann")
+            await session.add_items([{"role": "user", "content": text}])
+        await asyncio.sleep(QUIET_MS / 1000 + 0.1)
+        while await extract_next(database, proposing(Models(), small=True)):
+            continue
+        memories = await Memory("ann", database=database).page(limit=9)
+        found = [memory["description"] for memory in memories]
+        assert len(found) == len(told)
+        assert any("vegetarian" in description for description in found)
+        assert any("run" in description for description in found)
+        await database.close()
 
     async def test_it_calls_a_tool_and_answers_with_its_output(self, runtime: LocalRuntime) -> None:
         """The call is the SDK's own kind of item, and its output reaches the answer."""

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.local_talk import assistant, call, get_current_time, get_weather, user
+from threadkeep import Memory
 from threadkeep.local.choice import choosing, choosing_parameters, open_choice, options_of
 from threadkeep.local.conversation import (
     HISTORY_TOKENS,
@@ -27,6 +28,7 @@ from threadkeep.local.conversation import (
 from threadkeep.local.errors import (
     UnsupportedByEmbeddedModelError,
 )
+from threadkeep.reminder import Note, Reminder
 
 
 class TestWhatIsShown:
@@ -55,6 +57,23 @@ class TestWhatIsShown:
             ],
         ]
         assert conversation.newest.called == ["get_current_time"]
+
+    def test_what_it_is_reminded_of_stands_before_the_question(self) -> None:
+        """As facts, what they said of themselves alone, behind examples; tools see none of it."""
+        notes = [
+            Note("I am vegan", 0, "user", {}),
+            Note("Suggest a beef", 0, "user", {}),
+            Note("Try beef", 0, "assistant", {}),
+        ]
+        conversation = read([user("Hi"), assistant("Hello"), Reminder(notes), user("Dinner?")])
+        first, *examples, hi, hello, facts, question = conversation.shown("Be kind.")
+        assert first == Message("system", "Be kind.")
+        assert [message.role for message in examples] == ["system", *["user", "assistant"] * 3]
+        assert (hi.text, hello.text, question.text) == ("Hi", "Hello", "Dinner?")
+        assert facts.text.splitlines()[:2] == ["Facts about the user:", "- I am vegan"]
+        assert "beef" not in facts.text
+        assert conversation.newest.user_text == "Dinner?"
+        assert options_of(Memory("ann", database="sqlite://").tools(), []) == []
 
     def test_a_text_is_a_turn(self) -> None:
         """Input may be a string."""

@@ -24,7 +24,7 @@ from tests.owner_world import MARK, Rows, World, world_on
 from tests.test_sql import parameters
 from threadkeep.database import Row, load_statements
 from threadkeep.errors import DatabaseError
-from threadkeep.search import scope_of
+from threadkeep.search_index import scope_of
 
 _NAMES = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
@@ -40,6 +40,7 @@ ADOPTED = "from tables that know no owner; what it makes is nobody's"
 WITHOUT_OWNER = {
     "claim_approvals_to_tell": LOOP,
     "claim_lost_run": LOOP,
+    "claim_session_to_remember": LOOP,
     "end_lost_turns": LOOP,
     "forget_old_runs": LOOP,
     "list_decided_runs": LOOP,
@@ -85,9 +86,11 @@ VALUES: dict[str, list[Any]] = {
     "blocks": [["0"]],
     "checkpoint": [None],
     "checkpoint_version": [0],
+    "contents": ["mine"],
     "count": [1],
     "created": ["{}"],
     "created_at": [1],
+    "description": ["mine"],
     "events": [["{}"]],
     "expires_at": [1],
     "first": [""],
@@ -100,6 +103,7 @@ VALUES: dict[str, list[Any]] = {
     "item_seq": [1],
     "items": [[ITEM]],
     "keep": [0, 1],
+    "keywords": ["[]"],
     "limit": [99],
     "made": [0, 1],
     "master_id": ["none"],
@@ -112,6 +116,8 @@ VALUES: dict[str, list[Any]] = {
     "open": [0, 1],
     "open_hash": [None],
     "parent_session_id": [None],
+    "path": ["/memories/mine"],
+    "pinned": [0],
     "reasons": [["mine"]],
     "request": [None],
     "reset_epoch": [-1],
@@ -119,11 +125,15 @@ VALUES: dict[str, list[Any]] = {
     "room_until": [2**62],
     "seqs": [["1"]],
     "share": [600],
+    "source_at": [1],
+    "source_seq": [1],
     "stale_after": [-1],
     "status": ["", "completed"],
     "statuses": [["approved"]],
+    "supersedes": [0, 1],
     "tag": [0],
     "tell_tries": [1],
+    "temporary": [0],
     "terms": [["planted"]],
     "timed": [1],
     "title": ["mine"],
@@ -136,8 +146,12 @@ VALUES: dict[str, list[Any]] = {
     "tool_states": [["intended"]],
     "tools": [["Assistant/pay"]],
     "updated_at": [1],
+    "valid_from": [None, 1],
+    "valid_to": [None],
     "waits": [False, True],
     "watch_for": [1000],
+    "without": [""],
+    "without_no": [-1],
     "wrapped": ["mine"],
 }
 """What a statement is given that is no id: the first of them, then each of the others in turn."""
@@ -152,20 +166,24 @@ IDS: dict[str, str] = {
     "idempotency_key": "key",
     "journal_id": "run",
     "key_id": "key",
+    "memory_id": "memory",
     "open_run_id": "run",
+    "path_key": "path",
     "run_id": "run",
-    "search_no": "session",
+    "places": "session",
     "search_nos": "session",
     "session_id": "session",
     "session_ids": "session",
+    "source_session": "session",
     "staged_id": "session",
+    "superseded_by": "memory",
 }
-"""Of what an id is: of a `session`, a `run`, an `approval`, or a `key`."""
+"""Of what an id is: of a `session`, a `run`, an `approval`, a `key`, a `memory` or a `path`."""
 
-VERSIONS = {"attempt", "epoch", "indexed_epoch", "indexed_seq", "seq"}
+VERSIONS = {"attempt", "epoch", "indexed_epoch", "indexed_seq", "seq", "version"}
 """Numbers by which a caller says what it has seen: they are right."""
 
-FRESH = {"new_epoch", "fork_epoch"}
+FRESH = {"new_epoch", "fork_epoch", "search_no"}
 """Random numbers, new in each call."""
 
 LISTS = {"approval_ids", "session_ids"}
@@ -178,6 +196,7 @@ SAYS_NOTHING = {
     "read_latest_items": "owned",
     "count_owner": "count",
     "count_pending_approvals": "count",
+    "delete_memories": "count",
     "delete_sessions": "count",
     "delete_stray_runs": "count",
     "stop_owner": "at_work",
@@ -186,7 +205,7 @@ SAYS_NOTHING = {
 """Statements that have a row also for what is not there: the column that is 0 or false then."""
 
 
-DONE_BEFORE = {"delete_session"}
+DONE_BEFORE = {"delete_memory", "delete_session"}
 """Statements that, made again, take what is not there for done by the first attempt."""
 
 
@@ -260,7 +279,7 @@ async def _try(world: World, name: str, stored: dict[str, Rows]) -> None:
 def _hers(stored: dict[str, Rows]) -> Iterator[dict[str, Any]]:
     """Ids of Ann's that belong together: of each run, and of the session that has none."""
     sessions = {row["session_id"]: row for row in stored["sessions"]}
-    runs = stored["runs"]
+    runs, memory = stored["runs"], stored["memories"][0]
     without = sessions.keys() - {run["session_id"] for run in runs}
     for session_id, run in [(run["session_id"], run) for run in runs] + [
         (session_id, runs[0]) for session_id in without
@@ -277,8 +296,13 @@ def _hers(stored: dict[str, Rows]) -> Iterator[dict[str, Any]]:
             "key_id": f"{MARK} key",
             "fork_id": next(iter(without)),
             "count": row["seq"],
-            "search_no": row["search_no"],
-            "search_nos": [str(row["search_no"])],
+            "search_nos": [str(row["search_no"]), str(memory["search_no"])],
+            "source_session": session_id,
+            "memory_id": memory["memory_id"],
+            "superseded_by": memory["memory_id"],
+            "path_key": memory["path_key"],
+            "version": memory["version"],
+            "places": [f"{row['search_no']}:{at}" for at in (0, 1)],
             "indexed_epoch": row["indexed_epoch"],
             "indexed_seq": row["indexed_seq"],
             "staged_id": session_id,
@@ -295,10 +319,16 @@ async def _bobs(database: Any, hers: dict[str, Any]) -> dict[str, Any]:
     run_id, fork_id = f"resp_{uuid4()}", str(uuid4())
     ids: dict[str, Any] = {"session_id": str(uuid4()), "run_id": run_id, "open_run_id": run_id}
     ids |= {"journal_id": run_id, "approval_id": str(uuid4()), "idempotency_key": None}
-    ids |= {"key_id": str(uuid4()), "search_no": uuid4().int >> 66, "search_nos": ["0"]}
+    ids |= {"key_id": str(uuid4()), "search_nos": ["0"]}
+    ids |= {"places": ["0:1"]}
     ids |= {"indexed_epoch": -1, "indexed_seq": 0}
     ids |= {"fork_id": fork_id, "staged_id": str(uuid4()), "epoch": 0, "seq": 0, "attempt": 1}
     ids |= {"approval_ids": [ids["approval_id"]], "session_ids": [ids["session_id"]]}
+    ids |= {"memory_id": str(uuid4()), "path_key": str(uuid4()), "version": 1}
+    ids |= {"source_session": ids["session_id"], "superseded_by": None}
+    taken = parameters(STATEMENTS["save_memory"])
+    (given, *_) = _calls(taken, "save_memory", ids, "bob")
+    assert (await database.call("save_memory", **given))[0]["saved"]
     taken = parameters(STATEMENTS["begin_turn"])
     (given, *_) = _calls(taken, "begin_turn", ids | {"fork_id": ""}, "bob")
     (row,) = await database.call("begin_turn", **given)

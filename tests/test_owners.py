@@ -50,7 +50,7 @@ class Id:
     """A place for an id.
 
     Args:
-        kind: Of what: `session`, `response`, `approval` or `key`.
+        kind: Of what: `session`, `response`, `approval`, `key`, `memory` or its `path`.
         reply: What comes of one of Ann's. `missing`: the same as of one that never was, which is a
             404, or 200 and an empty list where it only narrows one. `taken`: a client may choose
             it, so one that never was makes a session; hers is a 404. `exists`: the same, and a 409.
@@ -76,9 +76,11 @@ PLACES: dict[str, Id | Plain] = {
     "path session_id": Id("session"),
     "path response_id": Id("response"),
     "path approval_id": Id("approval"),
+    "path memory_id": Id("memory"),
     "query session_id": Id("session", "narrows"),
     "query after": Id("session", "narrows"),
     "GET /approvals query after": Id("approval", "narrows"),
+    "GET /memories query after": Id("memory", "narrows"),
     "GET /sessions/{session_id}/items query after": Plain((None, 1)),
     "query limit": Plain(),
     "query q": Plain((None, MARK)),
@@ -113,6 +115,15 @@ PLACES: dict[str, Id | Plain] = {
     "body approve": Plain((True, False)),
     "body reason": Plain((None, "mine")),
     "POST /approvals/{approval_id} body always_approve": Plain((None, True)),
+    "body path": Id("path", "own"),
+    "body description": Plain(("mine",)),
+    "body contents": Plain((None, "mine")),
+    "body keywords": Plain((None, ["mine"])),
+    "body pinned": Plain((None, True)),
+    "body valid_from": Plain((None, 1)),
+    "body valid_to": Plain((None, 10**10)),
+    "body superseded_by": Id("memory"),
+    "body version": Plain((None, 1)),
     "lines id": Id("session", "exists"),
     "lines parent_session_id": Id("session", "own"),
     "lines response_id": Id("response", "own"),
@@ -127,6 +138,13 @@ INSIDE = {
 
 NO_IDS = {"body metadata", "body always_approve"}
 """Objects that hold none, so that nobody looks into them."""
+
+MADE = {
+    "lines parent_session_id": "sessions",
+    "lines response_id": "sessions",
+    "body path": "memories",
+}
+"""Places for what Bob may call something of his own, and where what he then makes is deleted."""
 
 LINES = {"application/jsonl": ["id", "parent_session_id", "response_id"]}
 """Bodies that a handler reads by itself, by their media type, and where ids lie in them."""
@@ -284,8 +302,8 @@ def check(world: World, bob: httpx.Client, call: Call, *, briefly: bool = False)
                 reply = _send(bob, call, values | own | {at: an_id}, world)
                 _is_right(call, at, place, values, reply, an_id, wanted)
                 _tells_nothing(world, call, at, reply, an_id)
-                if place.reply == "own" and "lines" in at:  # Bob's now, and holds what he sent
-                    bob.delete(f"/sessions/{reply.json()['id']}")
+                if place.reply == "own" and at in MADE:  # Bob's now, and holds what he sent
+                    bob.delete(f"/{MADE[at]}/{reply.json()['id']}")
         after = world.stored(of_bob=place.reply != "own")
         assert after == before, f"{call.name}: an id of Ann's in {at!r} has changed what is stored"
 
@@ -362,10 +380,10 @@ def test_every_route_with_ids_of_somebody_else(world: World, way: str) -> None:
                 seen.add(call.endpoint)
 
 
-class Memory(BaseModel):
+class Note(BaseModel):
     """A body that nobody has heard of."""
 
-    memory_id: str
+    note_id: str
 
 
 @pytest.fixture
@@ -421,12 +439,12 @@ def test_what_is_new_must_be_known_here(world: World, app: FastAPI) -> None:
             with pytest.raises(AssertionError, match=wrong):
                 check(world, bob, call)
 
-    @app.post("/memories")
-    async def remember(owner: Owner, new: Memory) -> None:
+    @app.post("/notes")
+    async def remember(owner: Owner, new: Note) -> None:
         """Takes what nobody has heard of."""
 
     with pytest.raises(
         AssertionError,
-        match="'body memory_id', which is new here. Add it to PLACES",  # noqa: RUF043
+        match="'body note_id', which is new here. Add it to PLACES",  # noqa: RUF043
     ):
         calls_of(app)

@@ -46,7 +46,7 @@ def begin(run_id: str, *, waits: bool = False) -> dict[str, Any]:
     item = json.dumps({"role": "user", "content": run_id})
     known = {"epoch": 0, "seq": 0, "tag": 0, "new_epoch": 7}
     more = {"items": [item], "input_hash": run_id, "title": None, "fork_id": ""}
-    more |= {"room_until": 9}
+    more |= {"room_until": 9, "temporary": 0}
     return entrant(run_id, waits=waits) | known | more
 
 

@@ -16,16 +16,25 @@ from tests.backends import Backend, SQLite
 from tests.client import ANN, ask, client_of, contents
 from tests.conftest import RunningApp, environment
 from tests.full_store import fill, read_all
-from tests.test_forget import MARK, marked, note, pay, recall, scan, tables
+from tests.test_forget import MARK, marked, note, pay, recall, remember, scan, tables
 from tests.test_mend import user
 from threadkeep import Session, sealing
 from threadkeep.commands import main
 from threadkeep.connect import connect
 from threadkeep.database import SEALED, Database, load_statements
-from threadkeep.errors import DatabaseUnavailableError, SealedError, SettingsError
+from threadkeep.errors import (
+    DatabaseUnavailableError,
+    InvalidInputError,
+    MemoryExistsError,
+    SealedError,
+    SettingsError,
+)
+from threadkeep.memory_form import Draft
+from threadkeep.memory_store import MemoryStore
 from threadkeep.owners import count_of, forget
 from threadkeep.sealing import SEALED_COLUMNS, SEALED_PARAMETERS, MasterKeys, new_master
-from threadkeep.search import catch_up, search_sessions
+from threadkeep.search import search_sessions
+from threadkeep.search_index import catch_up
 from threadkeep.settings import DatabaseSettings
 from threadkeep.stored_sessions import assign_sessions, get_session
 from threadkeep.testing import score
@@ -35,20 +44,24 @@ BOTH = pytest.mark.parametrize("backend", ["sqlite", "postgres"], indirect=True)
 # What is no content: ids, owners, numbers, times, states, names of tools, and hashes. To be looked
 # at whenever a statement gets a parameter of another name.
 OPEN = """
-after again_after alive_at always approval_expiry approval_id approval_ids approval_keys
+after at again_after alive_at always approval_expiry approval_id approval_ids approval_keys
 approval_kind approved_tools attempt base_seq before beyond blocks checkpoint_run_id
 checkpoint_version count created_at decided_at epoch expires_at finished_at first first_item
 first_seq fork_epoch fork_id given_up_after hits how idempotency_key indexed_epoch indexed_seq
 input_count input_hash item_seq journal_id keep key key_id kind lease limit made master_id
 master_ids model_keys model_requests new_epoch new_owner old_master_id older_than open
-open_epoch open_hash open_run_id open_seq own owner parent_session_id repeatable request_hash
+open_epoch open_hash open_run_id open_seq own owner parent_session_id places repeatable
+request_hash
 reset_epoch room_until run_alive_at run_attempt run_id run_ids run_items scope search_no
 search_nos seq seqs session_id session_ids share size staged_id stale_after status statuses
-stop_requested tag tell_at tell_tries timed times titled tool_approvals tool_keys
+stop_requested tag tell_at tell_tries timed times titled tool_approvals tool_keys without without_no
 tool_repeatable tool_states tools updated_at waits watch_for wrapped
+memory_id memory_ids pinned quiet recent remembered_seq source_at source_seq source_session
+set_aside superseded_by supersedes temporary valid_from valid_to version versions was_at was_from
+was_seqs was_sources was_superseded_by was_to
 """
-# Those of the search index are told by a keyed hash.
-HASHED = {"terms"}
+# Those of the search index, and paths that are looked up, are told by a keyed hash.
+HASHED = {"terms", "path_key"}
 
 
 def test_every_parameter_is_decided_on() -> None:
@@ -116,6 +129,10 @@ def test_nothing_said_lies_there_plain(backend: Backend, app: RunningApp) -> Non
         assert MARK in sessions[0]["title"]
         assert MARK in sessions[0]["match"]["text"]
         assert sessions[0]["metadata"] == {"of": MARK}
+        database = app.app.state.database
+        app.do(remember(database, "ann", MARK))
+        found, _ = app.do(MemoryStore(database, "ann").search(MARK, limit=9))
+        assert [memory["contents"] for memory in found] == [f"{MARK} now"]
         deleted = client.delete("/sessions/waits")
         assert deleted.status_code == 200
     assert {table: marked(backend, table) for table in tables(backend)} == dict.fromkeys(
@@ -246,6 +263,12 @@ async def test_a_copy_is_sealed(
     for pair in (places[:2], places[1:]):
         done = await asyncio.to_thread(CliRunner().invoke, main, ["copy", *pair])
         assert (done.exit_code, done.output.splitlines()[-1][:9]) == (0, "Verified:")
+    for url in places[1:]:
+        copied = connect(url)
+        memories, _ = await MemoryStore(copied, "ann").search("plums", limit=9)
+        assert [memory["id"] for memory in memories] == ["mem_1"]
+        assert (await MemoryStore(copied, "ann").get("/memories/1.md"))["id"] == "mem_1"
+        await copied.close()
     key = await sealed().call("get_owner_key", owner="ann")
     texts = [
         row[name]
@@ -276,6 +299,56 @@ async def test_a_search_tells_owners_apart(backend: Backend, sealed: Opens, mast
 
 
 @BOTH
+async def test_memories_tell_owners_apart(backend: Backend, sealed: Opens, master: str) -> None:
+    """By their paths too, which lie there as no two owners' do; what was plain is read as it is."""
+    database, bare = sealed(master), sealed()
+    plain = await MemoryStore(bare, "cy").save("/memories/plain.md", Draft("plain"))
+    assert await MemoryStore(database, "cy").read(plain["id"])
+    for owner in ("ann", "bob"):
+        await MemoryStore(database, owner).save("/memories/a.md", Draft(f"sushi of {owner}"))
+    keys = [
+        (await bare.call("list_memories", owner=o, after="", limit=9))[0] for o in ("ann", "bob")
+    ]
+    assert all(row["path"].startswith(SEALED) for row in keys)
+    for owner in ("ann", "bob"):
+        store = MemoryStore(database, owner)
+        assert (await store.get("/memories/a.md"))["description"] == f"sushi of {owner}"
+        assert len((await store.search("sushi", limit=9))[0]) == 1
+        with pytest.raises(MemoryExistsError):
+            await store.save("/memories/a.md", Draft("again"))
+
+
+@BOTH
+async def test_a_damaged_memory(backend: Backend, sealed: Opens, master: str) -> None:
+    """Is shown as one that can't be read, and can be deleted; others are as they were, and a model
+    is told nothing of it."""
+    store = MemoryStore(sealed(master), "ann")
+    whole = (await store.save("/memories/whole.md", Draft("tea")))["id"]
+    draft = Draft("tea", "at nine", ["tea"], pinned=True)
+    for column in ("path", "description", "contents", "keywords"):
+        memory_id = (await store.save("/memories/damaged.md", draft))["id"]
+        backend.execute(
+            f"UPDATE threadkeep.memories SET {column} = substr({column}, 1, 60) "
+            f"WHERE memory_id = '{memory_id}'"
+        )
+        page = await store.page(limit=9)
+        assert [one["id"] for one in page] == [memory_id, whole]
+        assert [one["id"] async for one in store.export()] == [memory_id, whole]
+        told = [page[0][name] for name in ("description", "contents", "keywords")]
+        assert told == ["(can't be read)", "", []]
+        assert [one["id"] for one in (await store.search("tea", limit=9))[0]] == [whole]
+        for rows in (await store.find("tea", 9), await store.latest(9)):
+            assert [row["memory_id"] for row in rows] == [whole]
+        with pytest.raises(InvalidInputError, match="Delete it"):
+            await store.update(memory_id, lambda _: draft)
+        await store.delete(memory_id)
+    await store.update(whole, lambda _: Draft("coffee"))
+    backend.execute("UPDATE threadkeep.memory_history SET description = substr(description, 1, 60)")
+    assert (await store.read(whole))["history"][0]["description"] == "(can't be read)"
+    assert [row["was"] for row in await store.latest(9)] == [None]
+
+
+@BOTH
 async def test_what_can_not_be_opened(backend: Backend, sealed: Opens, master: str) -> None:
     """A damaged item is left out, as a plain one is; what is sealed by a key that is gone is no
     hindrance to the index of others."""
@@ -294,7 +367,7 @@ async def test_what_can_not_be_opened(backend: Backend, sealed: Opens, master: s
         await Session("ann", database=later, owner="ann").get_items()
     assert await catch_up(later, None)
     assert [s["id"] for s in (await search_sessions(later, "bob", "two", limit=9))[0]] == ["bob"]
-    assert await later.call("list_to_index", owner=None, limit=9) == []
+    assert await later.call("list_to_index", owner=None, without="", limit=9) == []
 
 
 @pytest.mark.parametrize(

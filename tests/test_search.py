@@ -12,7 +12,7 @@ from uuid_utils import uuid7
 
 from tests.backends import Backend, Postgres
 from tests.test_mend import call, output, said, user
-from threadkeep import Session, search
+from threadkeep import Session, search, search_index
 from threadkeep.connect import connect
 from threadkeep.database import Database
 from threadkeep.errors import InvalidInputError, SessionNotFoundError
@@ -143,8 +143,8 @@ async def test_the_index_follows_whatever_happens(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search finds what is there, and nothing that is gone, whatever was done in between."""
-    monkeypatch.setattr(search, "_BATCH", 3)
-    monkeypatch.setattr(search, "_BLOCK", 4)
+    monkeypatch.setattr(search_index, "_BATCH", 3)
+    monkeypatch.setattr(search_index, "BLOCK", 4)
     seed = random.randrange(2**32)
     print("seed", seed)
     dice = random.Random(seed)
@@ -214,7 +214,7 @@ async def test_the_index_follows_whatever_happens(
             assert set(await found(database, " ".join(query) + ".", owner)) == expected, seed
     for session_id, owner in owner_of.items():
         await delete_session(database, session_id, owner)
-    scope = search.scope_of("ann")
+    scope = search_index.scope_of("ann")
     assert not await database.call("list_terms", scope=scope, first="", beyond="~", limit=9)
 
 
@@ -222,7 +222,7 @@ async def test_many_that_were_made_at_once(
     database: Database, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an import may bring them: each gets a number of its own."""
-    monkeypatch.setattr(search.secrets, "randbits", lambda bits: 1)
+    monkeypatch.setattr(search_index.secrets, "randbits", lambda bits: 1)
     ids = {await store(database, f"tea {n}") for n in range(5)}
     time = "'2026-01-01'" if isinstance(backend, Postgres) else "1700000000000"
     backend.execute(f"UPDATE threadkeep.sessions SET created_at = {time}")
@@ -232,9 +232,11 @@ async def test_many_that_were_made_at_once(
 async def test_several_index_at_once(database: Database) -> None:
     """Nothing is in the index twice."""
     session_id = await store(database, *(f"tea {n}" for n in range(300)))
-    await asyncio.gather(*(search.catch_up(database, None) for _ in range(5)))
+    await asyncio.gather(*(search_index.catch_up(database, None) for _ in range(5)))
     [entry, *more] = sorted(
-        await database.call("read_postings", scope=search.scope_of("ann"), terms=["tea"], limit=9),
+        await database.call(
+            "read_postings", scope=search_index.scope_of("ann"), terms=["tea"], limit=9
+        ),
         key=lambda row: row["block"],
     )
     assert len(more) == 1

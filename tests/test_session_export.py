@@ -203,6 +203,18 @@ async def test_many_items_go_by_pages(database: Database, monkeypatch: pytest.Mo
     assert outcomes == {"sound"}
 
 
+async def test_a_temporary_session_comes_back_so(database: Database) -> None:
+    """Its first line says it; one that says nothing is kept for good."""
+    await Session("s", database=database, owner="ann").add_items([user("a")])
+    text = await exported(database, "s")
+    assert "temporary" not in text
+    copy = text.replace('"s"', '"t"', 1).replace(',"metadata"', ',"temporary":true,"metadata"', 1)
+    assert (await imported(database, copy))["temporary"] is True
+    assert await exported(database, "t") == copy
+    with pytest.raises(InvalidInputError, match="Line 1 must have true or false as its temporary"):
+        await imported(database, copy.replace("true", "1", 1))
+
+
 async def test_an_import_is_all_or_nothing(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

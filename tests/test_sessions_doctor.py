@@ -281,6 +281,7 @@ async def started(database: Database, backend: Backend, run_id: str, status: str
         request="{}",
         attempt=1,
         waits=False,
+        temporary=0,
         input_hash="",
         fork_id="",
         created="{}",

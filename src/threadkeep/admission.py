@@ -77,6 +77,7 @@ class Entrant:
         idempotency_key: Of the request, if it has one.
         created: The first event of the run, as JSON; '' for none.
         waits: Whether it is stored as one that waits, and must be found so.
+        temporary: 1: what is said in a session that it makes is not remembered; else 0.
     """
 
     run_id: str
@@ -88,6 +89,7 @@ class Entrant:
     idempotency_key: str | None
     created: str
     waits: bool
+    temporary: int = 0
 
 
 OnBusy = Callable[[str | None], Awaitable[None]]

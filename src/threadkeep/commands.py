@@ -20,6 +20,7 @@ from threadkeep.copy_command import copy
 from threadkeep.encryption_commands import encryption
 from threadkeep.errors import DatabasePermissionError, InvalidInputError, NotFoundError
 from threadkeep.history import check_id, check_json
+from threadkeep.memory_commands import memories
 from threadkeep.migrate import RELEASE
 from threadkeep.owner_commands import owners
 from threadkeep.postgres import PostgresDatabase
@@ -85,6 +86,7 @@ async def doctor(no_turn: bool) -> int:
 
 main.add_command(doctor, "preflight")
 main.add_command(sessions)
+main.add_command(memories)
 main.add_command(copy)
 
 

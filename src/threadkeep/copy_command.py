@@ -16,9 +16,9 @@ from threadkeep.database import Database
 from threadkeep.errors import DatabaseError, DatabaseUnavailableError, SettingsError
 from threadkeep.sealing import check_keys
 from threadkeep.settings import DatabaseSettings
+from threadkeep.store_comparison import Comparison
 from threadkeep.store_copy import (
     TABLES,
-    Comparison,
     Told,
     compare_stores,
     copy_store,
@@ -36,7 +36,7 @@ LINE_SECONDS = 10.0
 @click.option("--verify", is_flag=True, help="Copy nothing; only compare them.")
 @command
 async def copy(source: str, target: str, verify: bool) -> int:
-    """Copy all sessions, runs and approvals of all owners from FROM to TO, then compare both.
+    """Copy all sessions, runs, approvals and memories from FROM to TO, then compare both.
 
     FROM and TO are URLs as in DATABASE_URL, or `lakebase` for the one that the environment names.
     FROM is only read. When it was interrupted, or FROM has changed, run it again: it brings what is
@@ -118,16 +118,16 @@ def _progress(label: str, total: int) -> Iterator[Told]:
 
 
 def _show(found: Comparison) -> None:
-    click.echo(f"{'table':<12} {'FROM':>12} {'TO':>12}")
+    click.echo(f"{'table':<14} {'FROM':>12} {'TO':>12}")
     for table in TABLES:
-        click.echo(f"{table:<12} {found.source[table]:>12} {found.target[table]:>12}")
+        click.echo(f"{table:<14} {found.source[table]:>12} {found.target[table]:>12}")
     different = found.different
     if not different:
-        sessions, items = found.source["sessions"], found.source["items"]
-        click.echo(f"Verified: {sessions} sessions, {items} items, equal.")
+        counts = (f"{found.source[table]} {table}" for table in ("sessions", "items", "memories"))
+        click.echo(f"Verified: {', '.join(counts)}, equal.")
         return
-    click.echo(f"Different: {len(different)} sessions.")
-    for session_id, what in different.examples:
-        click.echo(f"  {printable(session_id)}: {what}")
+    click.echo(f"Different: {len(different)} sessions and memories.")
+    for an_id, what in different.examples:
+        click.echo(f"  {printable(an_id)}: {what}")
     if len(different) > len(different.examples):
         click.echo(f"  and {len(different) - len(different.examples)} more")

@@ -22,6 +22,13 @@ Value = str | int | None | Sequence[str]
 SEALED = "\x01"
 """How contents begin that are sealed (sealing.py); nothing else that is stored does."""
 
+
+class Damaged(str):
+    """Contents that can't be read: what lies in the database in their place."""
+
+    __slots__ = ()
+
+
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 

@@ -91,7 +91,7 @@ async def examine(
             yield finding
     finally:
         await database.close()
-    finding, app = _look_at_agent()
+    finding, app = _look_at_agent(database)
     yield finding
     if not with_turn:
         return
@@ -174,7 +174,7 @@ async def _look_at_sqlite(database: Database) -> Finding:
     return Finding("database", "ok", "can be read and written")
 
 
-def _look_at_agent() -> tuple[Finding, FastAPI | None]:
+def _look_at_agent(database: Database) -> tuple[Finding, FastAPI | None]:
     """Makes the app in this folder, and its agent; tells where the code of either fails."""
     if sys.path[0] != os.getcwd():
         sys.path.insert(0, os.getcwd())
@@ -182,7 +182,8 @@ def _look_at_agent() -> tuple[Finding, FastAPI | None]:
         return Finding("agent", "skipped", "there is no agent_server/ in this folder"), None
     try:
         app: FastAPI = importlib.import_module("agent_server.start_server").app()
-        agent: object = app.state.first_agent()
+        app.state.run_requests.database = database  # which an agent may keep, and does not ask
+        agent: object = app.state.run_requests.first_agent()
     except ThreadkeepError as error:
         return Finding("agent", "failed", str(error)), None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever their code raises

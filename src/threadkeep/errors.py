@@ -105,6 +105,13 @@ class ApprovalNotFoundError(NotFoundError):
         )
 
 
+class MemoryNotFoundError(NotFoundError):
+    """There is no such memory of this owner. It never was, or was deleted."""
+
+    def __init__(self) -> None:
+        super().__init__("No such memory of this owner. It never was, or was deleted.")
+
+
 class ConflictError(ThreadkeepError):
     """Somebody else changed the same thing first. Read it again, then decide."""
 
@@ -152,6 +159,24 @@ class SessionExistsError(ConflictError):
             "The id of this session is taken, so it was not imported. Delete the session that has "
             "it, or give it another id in its first line."
         )
+
+
+class MemoryExistsError(ConflictError):
+    """There is a memory at this path already. Change that one, or take another path.
+
+    Args:
+        path: Where.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"A memory exists at {path} already. Change it, or take another path.")
+
+
+class MemoryChangedError(ConflictError):
+    """The memory was changed meanwhile. Read it again, then decide."""
+
+    def __init__(self) -> None:
+        super().__init__("The memory was changed meanwhile. Read it again, then decide.")
 
 
 class RollbackError(ConflictError):

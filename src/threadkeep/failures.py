@@ -27,6 +27,8 @@ from threadkeep.errors import (
     ConflictError,
     DatabaseError,
     InvalidInputError,
+    MemoryChangedError,
+    MemoryExistsError,
     ModelError,
     NewerCheckpointError,
     NotFoundError,
@@ -91,6 +93,8 @@ _STATUS = {
 _CONFLICTS: dict[type[ConflictError], str] = {
     ApprovalDecidedError: "approval_decided",
     ApprovalExpiredError: "approval_expired",
+    MemoryChangedError: "memory_changed",
+    MemoryExistsError: "memory_exists",
     SessionBusyError: "session_busy",
     SessionExistsError: "session_exists",
     TurnGoneError: "turn_gone",

@@ -68,6 +68,7 @@ async def forget(database: Database, owner: str, wait_seconds: float = WAIT_SECO
             await _delete(database, "delete_sessions", "sessions", owner=owner, older_than=None)
         )
         deleted.update(await _delete(database, "delete_stray_runs", "runs", owner=owner))
+        deleted.update(await _delete(database, "delete_memories", "memories", owner=owner))
         left = {name: count for name, count in (await count_of(database, owner)).items() if count}
         if left.keys() == {"owner_keys"}:
             # What others have sealed with it meanwhile goes with the next look.

@@ -61,6 +61,7 @@ from threadkeep.history import json_text
 from threadkeep.journal import Decision, InDoubtError, Journal, ModelStep, ToolStep
 from threadkeep.limits import MAX_ITEM_BYTES
 from threadkeep.mend import UNKNOWN_OUTCOME
+from threadkeep.reminder import Reminder
 from threadkeep.replay_tools import (
     Attempt,
     NotRecordedError,
@@ -318,13 +319,14 @@ class JournaledModel(Model):
         await self._model._cleanup_on_run_end(owner)  # noqa: SLF001 - the SDK calls it on us
 
     def _request(self, form: str, asked: _Asked) -> dict[str, str]:
-        """The parts of a request, each as a hash. Settings are none: they may change meanwhile."""
+        """The parts of a request, each as a hash. Settings are none: they may change meanwhile; so
+        may what the model is reminded of."""
         schema = asked["output_schema"]
         ids = [asked[name] for name in ("previous_response_id", "conversation_id", "prompt")]
         parts = {
             "agent": [self._run.agent_name, form],
             "instructions": asked["system_instructions"],
-            "input": asked["input"],
+            "input": [item for item in asked["input"] if not isinstance(item, Reminder)],
             "tools": sorted(getattr(tool, "qualified_name", tool.name) for tool in asked["tools"]),
             "handoffs": sorted(handoff.tool_name for handoff in asked["handoffs"]),
             "output type": schema and schema.name(),

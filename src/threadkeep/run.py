@@ -135,6 +135,8 @@ class Run:
         request = self.request
         failure = self.failure if status == "failed" else None
         reason = self._converter.incomplete_reason if status == "incomplete" else None
+        references = request.recalled()
+        recalled = {"recalled": references} if references else {}
         return {
             "id": self.run_id,
             "object": "response",
@@ -156,7 +158,7 @@ class Run:
             "tools": [],
             "top_p": None,
             "usage": usage_json(self._usage) if self._usage else None,
-            "custom_outputs": {"session_id": request.session_id},
+            "custom_outputs": {"session_id": request.session_id} | recalled,
         }
 
     async def follow(self, after: int = -1) -> AsyncGenerator[Event, None]:
@@ -360,6 +362,7 @@ class Run:
             idempotency_key=request.idempotency_key,
             created=json_text(self._events[0]),
             waits=self._taken_over is not None,
+            temporary=int(request.temporary),
         )
 
     def _begin(self) -> None:

@@ -76,6 +76,8 @@ class RunRequest:
         request_hash: Of all that the client has sent.
         concurrency: What to do when the session has a turn at work.
         goes_on_from: A run that has ended, whose turn this one takes up; '' for a turn of its own.
+        temporary: Whether nothing of a session that it makes is remembered.
+        recalled: Tells what the model was reminded of, by ids.
     """
 
     session_id: str
@@ -94,6 +96,8 @@ class RunRequest:
     request_hash: str = ""
     concurrency: Concurrency = "enqueue"
     goes_on_from: str = ""
+    temporary: bool = False
+    recalled: Callable[[], list[dict[str, Any]]] = list
 
 
 @dataclass(frozen=True)

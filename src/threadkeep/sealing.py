@@ -1,10 +1,11 @@
 """Contents sealed on their way into a database, and opened on their way out.
 
-What is said (items, titles, metadata, requests, events, answers of models, calls of tools and their
-outputs, reasons, checkpoints) is sealed with AES-256-GCM by a key of its owner. That key lies in
-the database, wrapped by a master key that does not: so another master means to wrap the keys anew,
-and an owner is forgotten with their key, in every backup too. Words in the search index are told by
-a keyed hash. Ids, owners, times, names of tools and models' names are not sealed.
+What is said (items, titles, metadata, memories and their paths, requests, events, answers of
+models, calls of tools and their outputs, reasons, checkpoints) is sealed with AES-256-GCM by a key
+of its owner. That key lies in the database, wrapped by a master key that does not: so another
+master means to wrap the keys anew, and an owner is forgotten with their key, in every backup too.
+Words in the search index, and paths that are looked up, are told by a keyed hash. Ids, owners,
+times, names of tools and models' names are not sealed.
 
 Features know nothing of it: a `SealedDatabase` does it by the names of parameters and columns.
 """
@@ -27,13 +28,15 @@ from typing import cast
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from threadkeep.database import SEALED, Database, Row, Signal, Value
+from threadkeep.database import SEALED, Damaged, Database, Row, Signal, Value
 from threadkeep.errors import DatabaseUnavailableError, SealedError, SettingsError
 from threadkeep.settings import DatabaseSettings
 
 SEALED_COLUMNS = {
     *("data", "title", "metadata", "request", "checkpoint"),
     *("response", "call", "reason", "output"),
+    *("path", "description", "contents", "keywords"),
+    *("was", "was_contents"),
 }
 """The columns of tables and results that hold contents."""
 
@@ -43,12 +46,16 @@ SEALED_PARAMETERS = SEALED_COLUMNS | {
 }
 """The parameters of statements that do."""
 
+HASHED_PARAMETERS = {"terms", "path_key"}
+"""The parameters that are looked up, and so are told by a keyed hash."""
+
 KEY_SECONDS = 10.0
 """How long a process uses a key without looking whether it is still there."""
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
 _MANY = 200
+_INDEXING = {"index_session", "save_memory", "update_memory", "copy_memory"}
 _PURPOSE = b"threadkeep contents 1"
 _WRAP = b"threadkeep owner key 1"
 _NO_MASTER = (
@@ -171,12 +178,13 @@ class _Key:
         return f"{SEALED}{self.key_id}.{_text(nonce + sealed)}"
 
     def open(self, sealed: str) -> str:
-        """The text that was sealed; of one that is damaged what is there, which is no JSON."""
+        """The text that was sealed; of one that is damaged what is there, which is no JSON, as
+        `Damaged`."""
         try:
             blob = base64.urlsafe_b64decode(sealed.partition(".")[2])
             text = self._cipher.decrypt(blob[:_NONCE_BYTES], blob[_NONCE_BYTES:], _PURPOSE)
         except (ValueError, InvalidTag):
-            return sealed.removeprefix(SEALED)
+            return Damaged(sealed.removeprefix(SEALED))
         return text.decode("utf-8", "surrogatepass")
 
     def word(self, word: str) -> str:
@@ -208,12 +216,12 @@ class SealedDatabase:
     async def call(self, statement: str, **parameters: Value) -> list[Row]:
         if names := SEALED_PARAMETERS & parameters.keys():
             parameters = await self._sealed(statement, parameters, names)
-        if "terms" in parameters:
-            key = await self._key_of(parameters, make=statement == "index_session")
+        if hashed := {name for name in HASHED_PARAMETERS & parameters.keys() if parameters[name]}:
+            key = await self._key_of(parameters, make=statement in _INDEXING)
             if key is None:
-                return []  # nothing of this owner was ever indexed
-            words = cast(Sequence[str], parameters["terms"])
-            parameters["terms"] = [key.word(word) for word in words]
+                return []  # nothing of this owner was ever stored
+            for name in hashed:
+                parameters[name] = _told(key, parameters[name])
         return await self._opened(await self.inner.call(statement, **parameters))
 
     async def _sealed(
@@ -362,6 +370,13 @@ async def rotate(database: SealedDatabase) -> int:
                 )
             )
     return count
+
+
+def _told(key: _Key, value: Value) -> Value:
+    """A parameter as it is looked up."""
+    if isinstance(value, str):
+        return key.word(value)
+    return [key.word(word) for word in cast(Sequence[str], value)]
 
 
 def _key_id(sealed: str) -> str:

@@ -1,28 +1,24 @@
 """Search over an owner's sessions: their titles and what was said, on an index of our own.
 
-The index is brought up to date by whoever searches, and by a server now and then, never by a
-turn. Each word of a session is one entry for 256 of its items, in the order of their sessions. So
-a search reads a bounded number of entries, whatever there is, and both backends find the same.
+Each word of a session is one entry for 256 of its items, in the order of their sessions
+(search_index.py). So a search reads a bounded number of entries, whatever there is, and both
+backends find the same.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
 import math
-import random
-import secrets
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from threadkeep.database import Database, Row
-from threadkeep.errors import DatabaseError, DuplicateError, InvalidInputError, SealedError
+from threadkeep.errors import InvalidInputError
 from threadkeep.history import decode_item
+from threadkeep.search_index import CATCH_UP, catch_up, said, scope_of
 from threadkeep.stored_sessions import session_object
-from threadkeep.titles import text_of
 from threadkeep.words import query_words, words_of
 
 MAX_QUERY = 400
@@ -37,32 +33,12 @@ MAX_READ = 10_000
 MAX_ENDINGS = 20
 """How many words an unfinished one may stand for."""
 
-CATCH_UP = 5_000
-"""How many items a search adds to the index before it looks, at most."""
-
-PAUSE_SECONDS = 5.0
-"""Between two looks of a server for what is not in the index, on average."""
-
-_BLOCK = 256
-"""How many items of a session share an entry."""
-
-_BATCH = 200
-"""How many items are indexed in one statement."""
-
-_AT_ONCE = 16
-"""How many sessions are indexed at the same time."""
-
-_MAX_HITS = 8
-"""Of one word in one item: more of them weigh no more."""
-
 _TITLE_HITS = 3
 """How often a word in the title counts."""
 
 _SATURATION = 1.2
 _AROUND = 80
 """What is shown on either side of the first word found, in characters."""
-
-_logger = logging.getLogger("threadkeep")
 
 
 @dataclass
@@ -203,7 +179,7 @@ def _best_seq(one: _Found) -> int:
 def _match(row: Row, words: set[str], beginning: str) -> dict[str, Any]:
     """Where a session fits a query, for people: a passage, and the words found in it."""
     item = decode_item(row["data"]) if row["data"] else None
-    text = " ".join(_said(item).split()) if item else ""
+    text = " ".join(said(item).split()) if item else ""
     places = [
         (start, end)
         for start, end, term in words_of(text)
@@ -220,124 +196,3 @@ def _match(row: Row, words: set[str], beginning: str) -> dict[str, Any]:
         "text": before + text[begin:stop] + behind,
         "marks": [[start + shift, end + shift] for start, end in places if end <= stop],
     }
-
-
-def _said(item: dict[str, Any]) -> str:
-    """The text of a message of a user or the agent; '' of anything else."""
-    if item.get("role") not in ("user", "assistant"):
-        return ""
-    return text_of(item.get("content"))
-
-
-async def catch_up(database: Database, owner: str | None, max_items: float = math.inf) -> bool:
-    """Adds to the index what is not in it.
-
-    Args:
-        database: Where it lies.
-        owner: Whose sessions; None: everybody's.
-        max_items: About how many items at most.
-
-    Returns:
-        False when there is more.
-
-    Raises:
-        DatabaseError: Not all could be added.
-    """
-    left = max_items
-    while rows := await database.call("list_to_index", owner=owner, limit=_AT_ONCE):
-        if left <= 0:
-            return False
-        left -= sum(await asyncio.gather(*(_index(database, row) for row in rows)))
-    return True
-
-
-async def keep_indexing(database: Database) -> None:
-    """Adds what is new to the index, again and again, until it is cancelled."""
-    told = False
-    while True:
-        await asyncio.sleep(PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-        try:
-            await catch_up(database, None)
-            told = False
-        except DatabaseError as error:
-            if not told:
-                _logger.warning("The search index is not brought up to date: %s", error)
-            told = True
-
-
-async def _index(database: Database, session: Row) -> int:
-    """Indexes a session from where that was left; gives how many items it has looked at."""
-    session_id, owner, epoch = session["session_id"], session["owner"], session["epoch"]
-    known_epoch, known_seq = session["indexed_epoch"], session["indexed_seq"]
-    if known_epoch != epoch and session["search_no"] is not None:
-        reset_epoch = -1 - secrets.randbits(62)
-        if not await database.call(
-            "reset_index",
-            session_id=session_id,
-            owner=owner,
-            indexed_epoch=known_epoch,
-            indexed_seq=known_seq,
-            reset_epoch=reset_epoch,
-        ):
-            return 1
-        known_epoch, known_seq = reset_epoch, 0
-    looked_at, time = 1, session["created_at"]
-    while True:
-        try:
-            items, title = await _texts(database, session, known_seq, known_epoch != epoch)
-        except SealedError:  # by a key that is gone: nobody can read it, so nobody can find it
-            items, title = [], None
-        seq = items[-1]["seq"] if items else session["seq"]
-        entries = await asyncio.to_thread(_entries, items, title)
-        try:
-            done = await database.call(
-                "index_session",
-                session_id=session_id,
-                owner=owner,
-                scope=scope_of(owner),
-                epoch=epoch,
-                seq=seq,
-                search_no=(time << 20) + secrets.randbits(20),
-                indexed_epoch=known_epoch,
-                indexed_seq=known_seq,
-                terms=[term for term, _ in entries],
-                blocks=[str(block) for _, block in entries],
-                hits=[",".join(map(str, seqs)) for seqs in entries.values()],
-            )
-        except DuplicateError:  # very many were made in this millisecond: take the next
-            time += 1
-            continue
-        looked_at += len(items)
-        if not done or len(items) < _BATCH:
-            return looked_at
-        known_epoch, known_seq = epoch, seq
-
-
-async def _texts(
-    database: Database, session: Row, after: int, with_title: bool
-) -> tuple[list[Row], str | None]:
-    """The next items of a session, and its title."""
-    which = {"session_id": session["session_id"], "owner": session["owner"]}
-    rows = await database.call("read_first_items", **which, after=after, limit=_BATCH)
-    title = None
-    if with_title:
-        found = await database.call("get_session", **which)
-        title = found[0]["title"] if found else None
-    return [row for row in rows if row["seq"] is not None], title
-
-
-def _entries(items: Sequence[Row], title: str | None) -> dict[tuple[str, int], list[int]]:
-    """The entries of items: by term and block the seqs where it is said."""
-    entries: dict[tuple[str, int], list[int]] = defaultdict(list)
-    texts = [(0, title)] if title else []
-    texts += [(row["seq"], _said(item)) for row in items if (item := decode_item(row["data"]))]
-    for seq, text in texts:
-        for term, count in Counter(term for _, _, term in words_of(text)).items():
-            entries[term, seq // _BLOCK] += [seq] * min(count, _MAX_HITS)
-    return entries
-
-
-def scope_of(owner: str) -> int:
-    """The number of an owner in the index, of 63 bits."""
-    digest = hashlib.sha256(b"threadkeep search " + owner.encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1

@@ -91,6 +91,11 @@ class Session:
         return cls(session_id, database=url, owner=owner, session_settings=session_settings)
 
     @property
+    def owner(self) -> str:
+        """Whose it is; '' is nobody's."""
+        return self._owner
+
+    @property
     def session_settings(self) -> SessionSettings | None:
         """The SDK's settings of this session. A dict may be assigned."""
         return self._settings

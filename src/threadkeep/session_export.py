@@ -6,9 +6,10 @@ The first line is the session, with its `item_count`; each further one is an ite
      "created_at":1700000000000,"updated_at":1700000000000,"metadata":{}}
     {"object":"item","seq":1,"created_at":1700000000000,"response_id":null,"data":{…}}
 
-Times are milliseconds since 1970. `data` and `metadata` are the stored text itself, cut out and put
-in as it is: it is never written anew. Where that text is no JSON object that every reader takes, a
-string holds it instead; so what is damaged comes back too, as damaged as it was.
+The first line of a temporary session has `"temporary":true` as well. Times are milliseconds since
+1970. `data` and `metadata` are the stored text itself, cut out and put in as it is: it is never
+written anew. Where that text is no JSON object that every reader takes, a string holds it instead;
+so what is damaged comes back too, as damaged as it was.
 
 Items that are imported lie under an id that nobody knows, batch by batch, until all are there. One
 statement makes a session of them, or they are removed.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -171,6 +172,8 @@ def _session_line(row: Row) -> str:
         "created_at": row["created_at"],
         "updated_at": row["updated_at"],
     }
+    if row["temporary"]:
+        fields["temporary"] = True
     return _line(fields, "metadata", row["metadata"])
 
 
@@ -287,7 +290,7 @@ async def _read_all(
 
 
 def _session_of(line: _Line) -> dict[str, Any]:
-    line.check("session", _SESSION)
+    line.check("session", _SESSION, optional={"temporary"})
     if line.integer("version", most=10**6) != VERSION:
         line.fail(f"is of a version that this release does not know; it knows {VERSION}")
     line.checked("metadata", check_metadata)
@@ -299,6 +302,7 @@ def _session_of(line: _Line) -> dict[str, Any]:
         "count": line.integer("item_count", most=2**62),
         "created_at": line.integer("created_at", most=MAX_TIME),
         "updated_at": line.integer("updated_at", most=MAX_TIME),
+        "temporary": line.flag("temporary"),
     }
 
 
@@ -336,13 +340,13 @@ class _Line:
     def fail(self, what: str) -> NoReturn:
         raise InvalidInputError(f"Line {self._number} {what}.", param=f"line {self._number}")
 
-    def check(self, kind: str, names: set[str]) -> None:
+    def check(self, kind: str, names: set[str], optional: Set[str] = frozenset()) -> None:
         """Sees that it is of its kind, and has its fields and no others."""
         if self._fields.get("object", ("", ""))[0] != kind:
             self.fail(f'must be {"a" if kind == "session" else "an"} {kind}: "object":"{kind}"')
         if missing := sorted(names - self._fields.keys()):
             self.fail(f"lacks {', '.join(missing)}")
-        if unknown := self._fields.keys() - names:
+        if unknown := self._fields.keys() - names - optional:
             self.fail(f"has fields that are not known: {json_text(sorted(unknown)[:3])}")
 
     def value(self, name: str) -> Any:
@@ -360,6 +364,13 @@ class _Line:
         if type(value) is not int or not 0 <= value <= most:
             self.fail(f"must have a whole number from 0 to {most} as its {name}")
         return value
+
+    def flag(self, name: str) -> int:
+        """1 where it is true; 0 where it is false, or not there."""
+        value = self.value(name) if name in self._fields else False
+        if not isinstance(value, bool):
+            self.fail(f"must have true or false as its {name}")
+        return int(value)
 
     def text(self, name: str) -> str:
         """What is to be stored of an object: the text that it was, or the one that it holds."""

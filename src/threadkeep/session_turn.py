@@ -182,6 +182,7 @@ class _Taking:
             **self._run,
             attempt=1,
             waits=self.is_stored,
+            temporary=0,
             items=[],
             input_hash="",
             title=None,

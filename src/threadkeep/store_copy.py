@@ -3,7 +3,8 @@
 The unit is what lies under the id of a session: its items, its runs with all that belongs to them,
 and its row, which is written last: a session that is there is whole. What a copy that died has left
 behind lies under no session, is shown by nothing, and is removed before that id is copied again. So
-a copy is gone on with by making it again: what is the same already is left alone.
+a copy is gone on with by making it again: what is the same already is left alone. Memories come
+after the sessions (`store_copy_memories`).
 
 Two backends sort text differently. So ids are listed in the order of the side that is gone through,
 and looked up on the other one by themselves; checksums do not depend on any order.
@@ -14,15 +15,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any
 
+from threadkeep import store_copy_memories
 from threadkeep.database import Database, Row, Value
 from threadkeep.errors import ConflictError, DatabaseError
-
-T = TypeVar("T")
+from threadkeep.store_comparison import (
+    AHEAD,
+    CHANGED,
+    DIFFERENT,
+    MISSING,
+    SHOWN,
+    UNKNOWN,
+    Comparison,
+    Troubles,
+    each,
+)
 
 TABLES = (
     "sessions",
@@ -32,6 +43,7 @@ TABLES = (
     "model_calls",
     "tool_calls",
     "approvals",
+    *store_copy_memories.TABLES,
 )
 """What is copied."""
 
@@ -47,54 +59,12 @@ PAGE_ROWS, PAGE_CHARACTERS = 1_000, 2 * 1024 * 1024
 REMOVED = 10_000
 """Items that are removed at once, at most."""
 
-SHOWN = 10
-"""Of ids that something is wrong with, so many are named."""
-
 Told = Callable[[int], object]
 """Is told how many more items were copied, or compared."""
 
 
 def nobody(count: int) -> None:
     """Is told, and does nothing."""
-
-
-@dataclass
-class Troubles:
-    """Ids with what is wrong with each: all are counted, and the first of them kept."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, session_id: str, what: str) -> None:
-        """Takes one more."""
-        self.counts[what] += 1
-        if len(self.examples) < SHOWN:
-            self.examples.append((session_id, what))
-
-    def __len__(self) -> int:
-        return self.counts.total()
-
-
-@dataclass
-class Comparison:
-    """What came of comparing two stores.
-
-    Attributes:
-        source: Rows of the one, by table.
-        target: Rows of the other.
-        different: The ids that differ; see the constants below.
-    """
-
-    source: Counter[str] = field(default_factory=Counter)
-    target: Counter[str] = field(default_factory=Counter)
-    different: Troubles = field(default_factory=Troubles)
-
-
-MISSING = "not in TO: run the copy again"
-CHANGED = "changed in FROM while it was copied, or since: run the copy again"
-DIFFERENT = "not the same in TO: run the copy again, which brings what FROM has"
-AHEAD = "has gone on in TO since it was copied"
-UNKNOWN = "not in FROM"
 
 
 async def is_same(one: Database, other: Database) -> bool:
@@ -128,7 +98,8 @@ async def copy_store(source: Database, target: Database, told: Told = nobody) ->
     await _remove_remains(target)
     copy = _Copy(source, target, told)
     async for ids in _listed(source):
-        await _each(copy.bring, await _pairs(source, target, ids))
+        await each(copy.bring, await _pairs(source, target, ids), AT_ONCE)
+    await store_copy_memories.copy_memories(source, target)
 
 
 async def compare_stores(source: Database, target: Database, told: Told = nobody) -> Comparison:
@@ -147,7 +118,7 @@ async def compare_stores(source: Database, target: Database, told: Told = nobody
 
     async for ids in _listed(source):
         pairs = await _pairs(source, target, ids)
-        for (theirs, ours), sums in zip(pairs, await _each(sum_both, pairs), strict=True):
+        for (theirs, ours), sums in zip(pairs, await each(sum_both, pairs, AT_ONCE), strict=True):
             found.source.update(sums[0].counts)
             found.target.update(sums[1].counts)
             if sums[0] != sums[1]:
@@ -157,6 +128,7 @@ async def compare_stores(source: Database, target: Database, told: Told = nobody
             if _is_there(ours) and not _is_there(theirs):
                 found.target.update((await _sum(target, ours, told)).counts)
                 found.different.add(ours["session_id"], UNKNOWN)
+    await store_copy_memories.compare_memories(source, target, found)
     return found
 
 
@@ -179,10 +151,11 @@ async def _check(source: Database, target: Database) -> None:
                 troubles.add(ours["session_id"], "that have gone on in TO since they were copied")
     if not troubles:
         await _check_runs(source, target, troubles)
+    await store_copy_memories.check_memories(source, target, troubles)
     if troubles:
         counts = ", and ".join(f"{count} {what}" for what, count in troubles.counts.items())
         raise ConflictError(
-            f"TO holds sessions or runs of its own: {counts} "
+            f"TO holds sessions, runs or memories of its own: {counts} "
             f"({', '.join(ascii(name) for name, _ in troubles.examples)}"
             f"{', ...' if len(troubles) > SHOWN else ''}). Nothing was changed. Copy into an empty "
             "database, or delete them there first."
@@ -444,22 +417,3 @@ def _is_there(head: Row) -> bool:
 
 def _without_tag(head: Row) -> dict[str, Any]:
     return {name: value for name, value in head.items() if name != "tag"}
-
-
-async def _each(
-    work: Callable[[tuple[Row, Row]], Awaitable[T]], pairs: Sequence[tuple[Row, Row]]
-) -> list[T]:
-    """Does work for all, several at the same time; none goes on when one has failed."""
-    limit = asyncio.Semaphore(AT_ONCE)
-
-    async def do(pair: tuple[Row, Row]) -> T:
-        async with limit:
-            return await work(pair)
-
-    tasks = [asyncio.create_task(do(pair)) for pair in pairs]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

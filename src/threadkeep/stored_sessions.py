@@ -44,6 +44,7 @@ def session_object(row: Row) -> dict[str, Any]:
         "active_response_id": row["run_id"],
         "always_approve": [tool_of(tool) for tool in json.loads(row["approved_tools"])],
         "item_count": row["seq"],
+        "temporary": bool(row["temporary"]),
         "created_at": row["created_at"] // 1000,
         "updated_at": row["updated_at"] // 1000,
         "expires_at": None if row["expires_at"] is None else row["expires_at"] // 1000,

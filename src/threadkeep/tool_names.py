@@ -14,3 +14,7 @@ def tool_of(named: str) -> dict[str, str]:
     """The `agent` and the `name` of a tool that `tool_id` names."""
     agent, _, name = named.partition("/")
     return {"agent": unquote(agent), "name": name}
+
+
+FOR_LARGER_MODELS = "__threadkeep_for_larger_models__"
+"""What marks a tool that the embedded model is not offered: it would call it for no reason."""

@@ -19,6 +19,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from threadkeep.local.conversation import Message, Turn, as_chat
 from threadkeep.local.errors import UnsupportedByEmbeddedModelError
+from threadkeep.tool_names import FOR_LARGER_MODELS
 
 ANSWER = "answer"
 # The beginning of the reply is given, so that what is generated is the name alone.
@@ -68,7 +69,7 @@ class Option:
 
 
 def options_of(tools: Sequence[Tool], handoffs: Sequence[Handoff[Any, Any]]) -> list[Option]:
-    """What an agent's tools and handoffs come to.
+    """What an agent's tools and handoffs come to, without those that are for larger models.
 
     Raises:
         UnsupportedByEmbeddedModelError: A tool is not a function (a hosted tool of OpenAI's).
@@ -77,6 +78,8 @@ def options_of(tools: Sequence[Tool], handoffs: Sequence[Handoff[Any, Any]]) -> 
     for tool in tools:
         if not isinstance(tool, FunctionTool):
             raise UnsupportedByEmbeddedModelError(f"use the tool {tool.name!r}", param="tools")
+        if getattr(tool, FOR_LARGER_MODELS, False):
+            continue
         found.append(Option(tool.name, tool.description, tool.params_json_schema))
     return found + [
         Option(handoff.tool_name, handoff.tool_description, handoff.input_json_schema)

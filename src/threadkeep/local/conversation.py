@@ -15,6 +15,8 @@ from typing import Any, Literal
 from openai.types.chat import ChatCompletionMessageParam
 
 from threadkeep.local.errors import UnsupportedByEmbeddedModelError
+from threadkeep.reminder import Reminder
+from threadkeep.words import says_of_self
 
 # Estimated tokens of history: ten short turns fit, and a cold read of it takes some 15 s.
 HISTORY_TOKENS = 1500
@@ -72,19 +74,31 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """Messages that are always shown, and the turns, the newest last."""
+    """Messages that are always shown, and the turns, the newest last; and what the model is to be
+    reminded of."""
 
     preamble: list[Message]
     turns: list[Turn]
+    reminder: str = ""
 
     @property
     def newest(self) -> Turn:
         return self.turns[-1] if self.turns else Turn()
 
-    def shown(self) -> list[Message]:
-        """The messages that the model gets: the preamble and the newest turns that fit."""
+    def shown(self, instructions: str = "") -> list[Message]:
+        """The messages that the model gets: the preamble and the newest turns that fit.
+
+        What it is reminded of stands before the newest turn, so that it counts, and what was read
+        before stays in the cache. Examples show how to make something of it.
+        """
         kept = self.turns[first_kept([turn.tokens for turn in self.turns]) :]
-        return [*self.preamble, *(message for turn in kept for message in turn.messages)]
+        shown = [Message("system", instructions)] if instructions else []
+        if self.reminder:
+            shown += _REMINDED
+        shown += [*self.preamble, *(message for turn in kept[:-1] for message in turn.messages)]
+        if self.reminder:
+            shown.append(Message("system", self.reminder))
+        return [*shown, *self.newest.messages]
 
 
 def first_kept(
@@ -139,13 +153,14 @@ def read(items: str | Sequence[Any]) -> Conversation:
     reader = _Reader()
     for index, item in enumerate(items):
         reader.take(item, f"input[{index}]")
-    return Conversation(reader.preamble, reader.turns)
+    return Conversation(reader.preamble, reader.turns, reader.reminder)
 
 
 class _Reader:
     def __init__(self) -> None:
         self.preamble: list[Message] = []
         self.turns: list[Turn] = []
+        self.reminder = ""
         self._names: dict[str, str] = {}
 
     def take(self, item: Mapping[str, Any], param: str) -> None:
@@ -165,6 +180,9 @@ class _Reader:
                 raise UnsupportedByEmbeddedModelError(f"read items of type {other!r}", param=param)
 
     def _message(self, item: Mapping[str, Any], param: str) -> None:
+        if isinstance(item, Reminder):
+            self.reminder = _reminder(item)
+            return
         role = _role(item.get("role"), param)
         message = Message(role, _text(item["content"], f"{param}.content"))
         if role == "system" and not self.turns:
@@ -178,6 +196,38 @@ class _Reader:
         if not self.turns:
             self.turns.append(Turn())
         return self.turns[-1]
+
+
+def _reminder(reminder: Reminder) -> str:
+    """What a model this small makes something of: memories and what users said of themselves, and
+    no dates. A question among them would be one more fact."""
+    return _facts(
+        *(
+            note.text
+            for note in reminder.notes
+            if not note.speaker or (note.speaker == "user" and says_of_self(note.text))
+        )
+    )
+
+
+def _facts(*facts: str) -> str:
+    lines = [f"- {fact}" for fact in facts]
+    if not lines:
+        return ""
+    return "\n".join(["Facts about the user:", *lines, "Every suggestion must fit these facts."])
+
+
+# With none of them this model names what somebody can't eat in half of its suggestions for dinner,
+# with two in one of seven, with these in none of 14.
+_REMINDED = [
+    Message("system", _facts("I drink no alcohol.", "My son Tom is 7 and loves trains.")),
+    Message("user", "Suggest a drink."),
+    Message("assistant", "Fresh orange juice with mint."),
+    Message("user", "What could I do with my son on Sunday?"),
+    Message("assistant", "Visit a railway museum with Tom."),
+    Message("user", "What should I pack for lunch?"),
+    Message("assistant", "A cheese sandwich and an apple."),
+]
 
 
 def _role(role: object, param: str) -> Role:

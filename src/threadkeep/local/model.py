@@ -52,7 +52,7 @@ _ARGUED_FROM = 2
 class _Asked:
     """What the SDK asks for, in our terms."""
 
-    instructions: list[Message]
+    instructions: str
     conversation: Conversation
     options: list[Option]
     settings: ModelSettings
@@ -131,7 +131,7 @@ class LocalModel(Model):
         """
         _refuse(previous_response_id, conversation_id, prompt)
         asked = _Asked(
-            instructions=[Message("system", system_instructions)] if system_instructions else [],
+            instructions=system_instructions or "",
             conversation=read(input),
             options=options_of(tools, handoffs),
             settings=model_settings,
@@ -214,7 +214,7 @@ async def _arguments(requests: Requests, asked: _Asked, option: Option) -> str:
 
 
 def _shown(asked: _Asked) -> list[Message]:
-    return [*asked.instructions, *asked.conversation.shown()]
+    return asked.conversation.shown(asked.instructions)
 
 
 def _parameters(asked: _Asked) -> dict[str, Any]:

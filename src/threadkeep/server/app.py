@@ -6,32 +6,31 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
 
-from agents import Agent
 from fastapi import FastAPI
 
 from threadkeep.api_keys import ApiKeys
 from threadkeep.approval_webhook import Webhook, keep_telling
 from threadkeep.connect import connect
+from threadkeep.memory_extraction import keep_extracting, proposing
 from threadkeep.migrate import RELEASE
 from threadkeep.models import Models
+from threadkeep.recall import TOKENS
 from threadkeep.retention import keep_forgetting
 from threadkeep.run_request import Limits
 from threadkeep.runs import Runs
 from threadkeep.sealing import check_keys
-from threadkeep.search import keep_indexing
-from threadkeep.server import approvals, health, pages, responses, sessions
+from threadkeep.search_index import keep_indexing
+from threadkeep.server import approvals, health, memories, pages, responses, sessions
 from threadkeep.server.errors import add_error_handlers
 from threadkeep.server.guard import Guard
 from threadkeep.server.openapi import document
-from threadkeep.server.requests import ResponsesRequest
 from threadkeep.server.run_requests import (
-    AgentContext,
     CreateAgent,
     CreateContext,
     GetSessionId,
     RunRequests,
+    SharedMemory,
 )
 from threadkeep.settings import Settings
 from threadkeep.take_over import keep_taking_over
@@ -40,12 +39,17 @@ _LOOKS = 5
 """How often a server looks for lost runs, in the time after which a silent one is lost."""
 
 
+_LOCAL_RECALL_TOKENS = 300
+"""The embedded model reads slowly, and has room for little."""
+
+
 def create_app(
     create_agent: CreateAgent,
     get_session_id: GetSessionId,
     settings: Settings,
     *,
     create_context: CreateContext | None = None,
+    shared_memory: SharedMemory | None = None,
     page: bool = True,
     on_progress: Callable[[str], None] = print,
     limits: Limits | None = None,
@@ -58,6 +62,8 @@ def create_app(
         settings: Read from the environment.
         create_context: Makes what tools are given as the SDK's run context, from what the run is
             about; by default they are given that itself. Says by its annotation what it gives.
+        shared_memory: Names the memories that a run shares with those of other users; by default,
+            and where it gives None, they are the owner's own.
         page: Whether to serve the chat page.
         on_progress: Told, in a line each, how the loading of the embedded model goes.
         limits: What holds for every run, the same for all replicas; by default what is set.
@@ -93,9 +99,11 @@ def create_app(
         models.name,
         settings.session_concurrency,
         create_context,
+        recall_tokens=_recall_tokens(settings, models),
+        facts_only=models.is_local,
+        shared_memory=shared_memory,
     )
-    app.state.first_agent = partial(_first_agent, create_agent, get_session_id)
-    for part in (responses, sessions, approvals, health):
+    for part in (responses, sessions, memories, approvals, health):
         app.include_router(part.router)
     app.include_router(pages.docs_router)
     if page:
@@ -119,8 +127,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await database.open()
         await check_keys(database)
         opened.push_async_callback(app.state.models.aclose)
-        await app.state.models.start(app.state.first_agent() if app.state.models.is_local else None)
-        runs = Runs(database, app.state.limits, app.state.run_requests.restore)
+        requests: RunRequests = app.state.run_requests
+        requests.database = database
+        is_local = app.state.models.is_local
+        await app.state.models.start(requests.first_agent() if is_local else None)
+        runs = Runs(database, app.state.limits, requests.restore)
         opened.push_async_callback(runs.aclose)
         app.state.database, app.state.runs = database, runs
         loops = {
@@ -130,6 +141,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             "search index": keep_indexing(database),
             "take-over": keep_taking_over(runs, app.state.limits.lost_after_ms / 1000 / _LOOKS),
         }
+        if settings.memory_extraction == "on":
+            loops["memory"] = keep_extracting(database, proposing(app.state.models, small=is_local))
         if app.state.webhook is not None:
             loops["webhook"] = keep_telling(database, app.state.webhook)
         for name, loop in loops.items():
@@ -137,7 +150,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-def _first_agent(create_agent: CreateAgent, get_session_id: GetSessionId) -> Agent[Any]:
-    """An agent as a first turn would have it, for the embedded model to read ahead."""
-    request = ResponsesRequest(input="Hello")
-    return create_agent(AgentContext(get_session_id(request), None, request))
+def _recall_tokens(settings: Settings, models: Models) -> int:
+    if settings.memory_recall_tokens is not None:
+        return settings.memory_recall_tokens
+    return _LOCAL_RECALL_TOKENS if models.is_local else TOKENS

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from threadkeep.approvals import Status, Verdict, decide, get_approval, list_approvals
 from threadkeep.history import check_id, check_json
 from threadkeep.server.identity import owner_of
+from threadkeep.server.lists import page_of
 from threadkeep.server.requests import MAX_REASON
 
 router = APIRouter(tags=["approvals"])
@@ -54,14 +55,7 @@ async def get_approvals(
         after=after,
         limit=limit + 1,
     )
-    page = found[:limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(found) > limit,
-    }
+    return page_of(found, limit)
 
 
 @router.get("/approvals/{approval_id}")

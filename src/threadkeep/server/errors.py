@@ -30,7 +30,7 @@ RETRY_SECONDS = "5"
 
 _SENTENCES = {
     "missing": "is missing",
-    "extra_forbidden": "is not supported here: set it in agent_server/agent.py, or leave it out",
+    "extra_forbidden": "is no field here: leave it out",
     "json_invalid": "is not valid JSON",
     "model_attributes_type": "must be a JSON object",
     "bool_type": "must be true or false",
@@ -38,6 +38,9 @@ _SENTENCES = {
     "dict_type": "must be an object",
     "list_type": "must be a list",
 }
+
+_AGENTS_OWN = "is not supported here: set it in agent_server/agent.py, or leave it out"
+_RUNS_AN_AGENT = ("/responses", "/invocations")
 
 _FORMS = {
     "input": "must be a string or a list of items",
@@ -95,12 +98,14 @@ async def _threadkeep_error(_: Request, error: Exception) -> JSONResponse:
     return error_response(describe(error))
 
 
-async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
     # Of a value that may be one of several things, the one that fits furthest tells most.
     problem: dict[str, Any] = dict(max(error.errors(), key=lambda e: len(_fields(e["loc"]))))
     param = "" if problem["type"] == "json_invalid" else _dotted(_fields(problem["loc"]))
     sentence = _SENTENCES.get(problem["type"]) or f"can't be used: {problem['msg']}"
+    if problem["type"] == "extra_forbidden" and request.scope["route"].path in _RUNS_AN_AGENT:
+        sentence = _AGENTS_OWN
     if problem["type"] != "missing":
         sentence = _FORMS.get(param, sentence)
     message = f"{param or 'The body'} {sentence}."

@@ -52,9 +52,39 @@ _SESSION = _object(
     active_response_id=_TEXT_OR_NULL,
     always_approve={"type": "array", "items": _OBJECT},
     item_count=_NUMBER,
+    temporary=_FLAG,
     created_at=_NUMBER,
     updated_at=_NUMBER,
     expires_at=_NUMBER_OR_NULL,
+)
+
+_SOURCE = _object(session_id=_TEXT, seq=_NUMBER_OR_NULL)
+
+_MEMORY = _object(
+    "memory",
+    id=_TEXT,
+    path=_TEXT,
+    description=_TEXT,
+    contents=_TEXT,
+    keywords={"type": "array", "items": _TEXT},
+    pinned=_FLAG,
+    version=_NUMBER,
+    source={"anyOf": [_SOURCE, {"type": "null"}]},
+    created_at=_NUMBER,
+    updated_at=_NUMBER,
+    valid_from=_NUMBER,
+    valid_to=_NUMBER_OR_NULL,
+    superseded_by=_TEXT_OR_NULL,
+)
+
+_MEMORY_VERSION = _object(
+    version=_NUMBER,
+    description=_TEXT,
+    contents=_TEXT,
+    source={"anyOf": [_SOURCE, {"type": "null"}]},
+    valid_from=_NUMBER,
+    valid_to=_NUMBER,
+    superseded_by=_NUMBER,
 )
 
 _SCHEMAS: dict[str, Schema] = {
@@ -86,6 +116,12 @@ _SCHEMAS: dict[str, Schema] = {
         id=_TEXT, type=_TEXT, seq=_NUMBER, response_id=_TEXT_OR_NULL, created_at=_NUMBER
     ),
     "ItemList": _list("Item"),
+    "Memory": _MEMORY,
+    "MemoryList": _list("Memory"),
+    "MemoryWithHistory": {
+        "allOf": [_ref("Memory"), _object(history={"type": "array", "items": _MEMORY_VERSION})]
+    },
+    "DeletedMemory": _object("memory.deleted", id=_TEXT, deleted=_FLAG),
     "Approval": _object(
         "approval",
         id=_TEXT,
@@ -109,17 +145,23 @@ _SCHEMAS: dict[str, Schema] = {
     "State": _object(status=_TEXT, model=_TEXT, message=_TEXT),
 }
 
-_RESULTS = {
+_RESULTS = {  # by path, or by method and path where one differs
     "/invocations": "Response",
     "/responses": "Response",
     "/responses/{response_id}": "Response",
     "/responses/{response_id}/cancel": "Response",
     "/sessions": "SessionList",
     "/sessions/{session_id}": "Session",
+    "DELETE /sessions/{session_id}": "DeletedSession",
     "/sessions/{session_id}/fork": "Session",
     "/sessions/{session_id}/rewind": "RewoundSession",
     "/sessions/import": "Session",
     "/sessions/{session_id}/items": "ItemList",
+    "/memories": "MemoryList",
+    "POST /memories": "Memory",
+    "/memories/{memory_id}": "MemoryWithHistory",
+    "PATCH /memories/{memory_id}": "Memory",
+    "DELETE /memories/{memory_id}": "DeletedMemory",
     "/approvals": "ApprovalList",
     "/approvals/{approval_id}": "Approval",
     "/ready": "State",
@@ -162,7 +204,7 @@ def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     content = responses["200"].setdefault("content", {})
-    result = "DeletedSession" if method == "delete" else _RESULTS.get(path)
+    result = _RESULTS.get(f"{method.upper()} {path}", _RESULTS.get(path))
     if result is not None:
         content["application/json"] = {"schema": _ref(result)}
     if path in _STREAMED:
@@ -191,7 +233,7 @@ def _errors(path: str, method: str, operation: dict[str, Any]) -> Iterator[int]:
         yield 404
     if path in ("/responses", "/invocations"):
         yield from (404, 409, 422, 429, 500, 502, 504)
-    elif method == "post":
+    elif method == "post" or (path, method) == ("/memories/{memory_id}", "patch"):
         yield 409
     if path == "/sessions/import":
         yield 422

@@ -204,11 +204,29 @@ async def _start(body: ResponsesRequest, request: Request, owner: str, key: Key 
         idempotency_key=key.name if key else None,
         request_hash=key.request_hash if key else "",
     )
+    if run_request.temporary:
+        await _check_temporary(state.database, session_id, owner)
     if settings.requests_per_minute is not None:
         await _take_request(state.database, owner, settings.requests_per_minute)
     run: Run = state.runs.start(run_request)
     await asyncio.shield(run.received)
     return run
+
+
+async def _check_temporary(database: Database, session_id: str, owner: str) -> None:
+    """Refuses to make a session temporary that is there and is not.
+
+    Raises:
+        InvalidInputError: What was said in it is remembered already.
+    """
+    rows = await database.call("get_session", session_id=session_id, owner=owner)
+    if rows and not rows[0]["temporary"]:
+        raise InvalidInputError(
+            "This session is not temporary: what was said in it may be remembered already. Begin "
+            "a new session, or delete this one.",
+            param="custom_inputs.temporary",
+            code="not_temporary",
+        )
 
 
 async def _take_request(database: Database, owner: str, per_minute: int) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast, get_args
 
 from agents import Agent, ModelProvider, RunConfig, TResponseInputItem
 
+from threadkeep.database import Database
 from threadkeep.errors import AgentCodeError, InvalidInputError
 from threadkeep.history import check_id, json_text
+from threadkeep.memory import Memory
+from threadkeep.recall import TOKENS, Recall
 from threadkeep.run_request import Concurrency, OneContext, RunRequest
 from threadkeep.runs import continuation_key
 from threadkeep.server.contexts import ContextType, OwnContexts
@@ -26,16 +29,19 @@ class AgentContext:
         session_id: The conversation.
         owner: Whose it is; None when the server has one user only.
         request: What the client sent.
+        memory: What is remembered of the user, across conversations.
     """
 
     session_id: str
     owner: str | None
     request: ResponsesRequest
+    memory: Memory
 
 
 CreateAgent = Callable[[AgentContext], Agent[Any]]
 CreateContext = Callable[[AgentContext], Any]
 GetSessionId = Callable[[ResponsesRequest], str]
+SharedMemory = Callable[[AgentContext], str | None]
 
 
 class RunRequests:
@@ -48,13 +54,19 @@ class RunRequests:
         model_name: That of the default model, for the reply.
         concurrency: What becomes of a turn whose session has one at work, unless the client says.
         create_context: Makes the SDK's context of a run; None: it is the `AgentContext`.
+        recall_tokens: How many tokens are recalled for a turn, about.
+        facts_only: Whether of past sessions only what users said of themselves is recalled.
+        shared_memory: Names the shared memories of a run; None: they are the owner's own.
 
     Raises:
         AgentCodeError: What it gives can't be stored.
 
     Attributes:
         models: As above.
+        database: Where memories are; set once it is open.
     """
+
+    database: Database
 
     def __init__(
         self,
@@ -64,12 +76,19 @@ class RunRequests:
         model_name: str,
         concurrency: Concurrency,
         create_context: CreateContext | None = None,
+        *,
+        recall_tokens: int = TOKENS,
+        facts_only: bool = False,
+        shared_memory: SharedMemory | None = None,
     ) -> None:
         self._create_agent = create_agent
         self._get_session_id = get_session_id
         self.models = models
         self._model_name = model_name
         self._concurrency = concurrency
+        self._recall_tokens = recall_tokens
+        self._facts_only = facts_only
+        self._shared_memory = shared_memory
         self._context_type = create_context and ContextType.of(create_context)
 
     def make(
@@ -86,9 +105,19 @@ class RunRequests:
         """A request that a client has sent.
 
         Raises:
-            InvalidInputError: Its `concurrency` is none.
+            InvalidInputError: Its `concurrency` or `temporary` can't be used.
         """
-        context = AgentContext(session_id, owner or None, body)
+        context = self.context(body, session_id, owner)
+        temporary = _temporary_of(body)
+        recall = Recall(
+            context.memory,
+            session_id=session_id,
+            user=owner,
+            tokens=self._recall_tokens,
+            temporary=temporary,
+            keeps=body.store,
+            facts_only=self._facts_only,
+        )
         contexts = OwnContexts(self._context_type, context) if self._context_type else None
         source = {"body": body.model_dump(mode="json"), "goes_on_from": goes_on_from}
         return RunRequest(
@@ -98,7 +127,11 @@ class RunRequests:
             make_agent=partial(self._create_agent, context),
             contexts=contexts or OneContext(context),
             # Traces would carry what users write to OpenAI, unasked.
-            run_config=RunConfig(model_provider=self.models, tracing_disabled=True),
+            run_config=RunConfig(
+                model_provider=self.models,
+                tracing_disabled=True,
+                call_model_input_filter=recall,
+            ),
             model=self._model_name,
             source=json_text(source),
             store=body.store,
@@ -109,7 +142,23 @@ class RunRequests:
             request_hash=request_hash,
             concurrency=self._concurrency_of(body),
             goes_on_from=goes_on_from,
+            temporary=temporary,
+            recalled=lambda: recall.references,
         )
+
+    def first_agent(self) -> Agent[Any]:
+        """An agent as a first turn would have it, for the embedded model to read ahead."""
+        body = ResponsesRequest(input="Hello")
+        return self._create_agent(self.context(body, self._get_session_id(body), ""))
+
+    def context(self, body: ResponsesRequest, session_id: str, owner: str) -> AgentContext:
+        """What a run is about."""
+        own = Memory.of(self.database, owner)
+        context = AgentContext(session_id, owner or None, body, own)
+        shared = self._shared_memory(context) if self._shared_memory else None
+        if shared is None:
+            return context
+        return replace(context, memory=Memory.of(self.database, owner, shared))
 
     def restore(self, session_id: str, owner: str, row: Mapping[str, Any]) -> RunRequest:
         """The request of a stored run, to be made again.
@@ -162,3 +211,14 @@ class RunRequests:
                 param="custom_inputs.concurrency",
             )
         return cast(Concurrency, asked)
+
+
+def _temporary_of(body: ResponsesRequest) -> bool:
+    temporary = (body.custom_inputs or {}).get("temporary", False)
+    if not isinstance(temporary, bool):
+        raise InvalidInputError(
+            "custom_inputs.temporary must be true or false.",
+            param="custom_inputs.temporary",
+            code="invalid_type",
+        )
+    return temporary

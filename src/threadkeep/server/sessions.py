@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -14,6 +14,7 @@ from threadkeep.database import Database, Row
 from threadkeep.errors import InvalidInputError, SessionNotFoundError
 from threadkeep.history import check_id, decode_item, json_text, report_damage
 from threadkeep.response_events import PLACEHOLDER_ID
+from threadkeep.server.lists import page_of
 from threadkeep.server.markdown import render
 from threadkeep.server.responses import MAX_CURSOR, Owner
 from threadkeep.session import NEWEST
@@ -67,8 +68,8 @@ async def list_sessions(
         found, complete = await search.search_sessions(
             _database(request), owner, q, after=after, limit=limit + 1
         )
-        return _page(found, limit) | {"complete": complete}
-    return _page(
+        return page_of(found, limit) | {"complete": complete}
+    return page_of(
         await stored_sessions.list_sessions(
             _database(request), owner, after=after, limit=limit + 1
         ),
@@ -268,7 +269,7 @@ async def list_items(
         raise SessionNotFoundError
     items = [_item(row, html) for row in rows if row["seq"] is not None]
     report_damage(session_id, [item["seq"] for item in items if item["type"] == "unreadable"])
-    return Response(json_text(_page(items, limit)), media_type="application/json")
+    return Response(json_text(page_of(items, limit)), media_type="application/json")
 
 
 @router.delete("/sessions/{session_id}")
@@ -285,18 +286,6 @@ async def delete_session(session_id: SessionId, request: Request, owner: Owner) 
 def _database(request: Request) -> Database:
     database: Database = request.app.state.database
     return database
-
-
-def _page(data: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """A list as the API gives it; `data` holds one more than asked for when there are more."""
-    shown = data[:limit]
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": len(data) > limit,
-    }
 
 
 def _item(row: Row, html: bool) -> dict[str, Any]:

@@ -147,8 +147,11 @@ class Server:
         def get_session_id(request: ResponsesRequest) -> str:
             return str((request.custom_inputs or {})["session_id"])
 
-        requests = RunRequests(create_agent, get_session_id, world, "scripted", "enqueue")
-        return cls(PointedDatabase(connect(place.settings), points), requests)
+        requests = RunRequests(
+            create_agent, get_session_id, world, "scripted", "enqueue", recall_tokens=0
+        )
+        requests.database = PointedDatabase(connect(place.settings), points)
+        return cls(requests.database, requests)
 
     async def ask(self, text: str, session_id: str, key: str, *, background: bool) -> str:
         """Sends a request, or sends it again: gives the run of the first one."""

@@ -3,11 +3,24 @@
  * The same class shows stored items and a run that is still going.
  */
 
-import { copyButton, el, icon, setHTML, unseen } from "./dom.js";
+import { copyButton, el, icon, setHTML, style, unseen } from "./dom.js";
 
 const LONGEST_SHOWN = 20_000;
 /** Items that are no steps of their own: an output is shown at its call, a request as a card. */
 const NOT_SHOWN = new Set(["function_call_output", "mcp_approval_request"]);
+
+let styles = null;
+
+/**
+ * What code, tables and steps look like.
+ * @returns {Promise<unknown>} until it is known
+ */
+export function answerStyles() {
+  styles ??= Promise.all(["answer.css", "code.css"].map(style)).then((events) => {
+    if (events.some(({ type }) => type === "error")) styles = null; // to be tried again
+  });
+  return styles;
+}
 
 /** A text as blocks of HTML. Changes are drawn once a frame, however many deltas came. */
 class Text {
@@ -268,6 +281,11 @@ export class Answer {
     this.#foot.replaceChildren();
     if (note) this.#foot.append(el("p", { className: "note" }, note));
     if (this.plain) this.#foot.append(copyButton("Copy answer", () => this.plain));
+  }
+
+  /** @param {HTMLElement} element that tells of the run as a whole, once it is over */
+  addBelow(element) {
+    this.#foot.append(element);
   }
 
   /**

@@ -54,11 +54,12 @@ export function listItems(id, after) {
  * @param {string} text
  * @param {string|null} sessionId null begins a new session
  * @param {string} key tells a repeat of this message from a new one
+ * @param {boolean} temporary nothing of it is to be remembered
  * @returns {Promise<{id: string, custom_outputs: {session_id: string}}>}
  */
-export function send(text, sessionId, key) {
-  const body = { input: [{ role: "user", content: text }], background: true };
-  if (sessionId) body.custom_inputs = { session_id: sessionId };
+export function send(text, sessionId, key, temporary) {
+  const custom_inputs = { session_id: sessionId ?? undefined, temporary: temporary || undefined };
+  const body = { input: [{ role: "user", content: text }], background: true, custom_inputs };
   const headers = { "Content-Type": "application/json", "Idempotency-Key": key };
   return call("responses", { method: "POST", headers, body: JSON.stringify(body) });
 }
@@ -126,8 +127,13 @@ export async function call(path, options) {
   throw new ApiError(response.status, body?.error?.message ?? `The server answered ${response.status}.`);
 }
 
-/** A server that takes keys asks for one; only then there is more to load. */
-async function ask(path, options) {
+/**
+ * As fetch. A server that takes keys asks for one; only then there is more to load.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ * @returns {Promise<Response>}
+ */
+export async function ask(path, options) {
   if (!keys) {
     const response = await fetch(path, options);
     if (!response.headers.has("WWW-Authenticate")) return response;

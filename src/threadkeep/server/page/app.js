@@ -7,14 +7,15 @@
 import {
   Follower,
   cancelResponse,
+  getResponse,
   getSession,
   listItems,
   listPending,
   readiness,
   send,
 } from "./api.js";
-import { plainText, problem } from "./answer.js";
-import { Composer } from "./composer.js";
+import { answerStyles, plainText, problem } from "./answer.js";
+import { Composer, Temporary } from "./composer.js";
 import { announce, byId, el } from "./dom.js";
 import { Sessions, opensElsewhere, setUpSidebar } from "./sidebar.js";
 import { Transcript } from "./transcript.js";
@@ -36,13 +37,15 @@ class Chat {
   #run = null; // {id, answer, text (the message), follower} while the agent answers
   #waiting = null; // {approvals, answer, text} of a turn that waits for decisions
   #unsent = null; // {text, key} of a message that may or may not have arrived
-  #transcript = new Transcript();
+  #transcript = new Transcript((id, answer) => this.#lookUp(id, answer));
   #composer = new Composer({ onSend: (text) => this.submit(text), onStop: () => this.#stop() });
   #sessions = new Sessions({
     onOpen: (id) => this.go(id),
     onDeleted: (id) => id === this.#id && this.go(null),
   });
   #sidebar = setUpSidebar();
+  #temporary = new Temporary();
+  #memory = null; // its panel, once it was opened
 
   /** Opens a chat and makes it the page's address; null is a new one. */
   go(id) {
@@ -57,6 +60,7 @@ class Chat {
     this.#sidebar.closeOverlay();
     this.#sessions.current = id;
     this.#setTitle(id ? this.#sessions.get(id)?.title : null);
+    this.#temporary.show(Boolean(history.state?.temporary), Boolean(id));
     this.#composer.focus();
     if (id) this.#load(id);
     else this.#transcript.showInstead(greeting((text) => this.submit(text)));
@@ -74,7 +78,8 @@ class Chat {
     announce("The agent is answering.");
     const key = this.#unsent?.text === text ? this.#unsent.key : newKey();
     try {
-      const reply = await send(text, this.#id, key);
+      const sent = send(text, this.#id, key, this.#temporary.on);
+      const [reply] = await Promise.all([sent, answerStyles()]);
       this.#unsent = null;
       if (visit === this.#visit) this.#sent(reply, text, answer);
     } catch (error) {
@@ -82,6 +87,16 @@ class Chat {
       if (visit === this.#visit) this.#notSent(error, text, answer);
     }
     this.#sessions.refresh();
+  }
+
+  /**
+   * Shows what is remembered.
+   * @param {string} [id] the memory to begin with
+   */
+  async openMemory(id) {
+    const { MemoryPanel } = await import("./memory.js");
+    this.#memory ??= new MemoryPanel((id) => this.go(id));
+    this.#memory.open(id);
   }
 
   /** Asks again for what may have changed, when the reader comes back to this page. */
@@ -92,13 +107,16 @@ class Chat {
 
   #sent(reply, text, answer) {
     const id = reply.custom_outputs.session_id;
+    const temporary = this.#temporary.on;
+    this.#temporary.show(temporary, true);
+    // Until the first answer there is no session that knows it.
+    history.replaceState({ temporary }, "", address(id));
     if (!this.#id) {
       this.#id = id;
-      history.replaceState(null, "", address(id));
       this.#setTitle(text.slice(0, 80));
       this.#sessions.current = id;
       const now = Math.floor(Date.now() / 1000);
-      this.#sessions.put({ id, title: text.slice(0, 80), updated_at: now });
+      this.#sessions.put({ id, title: text.slice(0, 80), updated_at: now, temporary });
     }
     this.#waiting?.approvals.wentOn();
     this.#waiting = null;
@@ -111,9 +129,16 @@ class Chat {
     this.#composer.restore(text);
     this.#composer.focus();
     if (this.#waiting) this.#waiting.approvals.paused = false;
-    if (!this.#id) this.open(null);
+    if (!this.#id) this.#again();
     showProblem(`Not sent. ${error.message}`);
     announce("");
+  }
+
+  /** A new chat, as it was before its first message. */
+  #again() {
+    const { on } = this.#temporary;
+    this.open(null);
+    this.#temporary.show(on, false);
   }
 
   #leave() {
@@ -132,7 +157,12 @@ class Chat {
     const visit = this.#visit;
     this.#transcript.showInstead(el("p", { className: "note late" }, "Loading…"));
     try {
-      const [session, page, pending] = await Promise.all([getSession(id), listItems(id), listPending(id)]);
+      const [session, page, pending] = await Promise.all([
+        getSession(id),
+        listItems(id),
+        listPending(id),
+        answerStyles(),
+      ]);
       const open = await stopped(session, page, pending.data);
       if (visit !== this.#visit) return;
       if (open) this.#showOpen(session, open);
@@ -145,6 +175,7 @@ class Chat {
   #notLoaded(id, error) {
     if (error.status === 404) {
       this.#transcript.showInstead(problem("This chat doesn’t exist, or it was deleted."));
+      this.#temporary.show(this.#temporary.on, false);
     } else {
       this.#transcript.showInstead(problem(error.message, () => this.open(id)));
     }
@@ -152,6 +183,7 @@ class Chat {
 
   #know(session) {
     this.#sessions.put(session);
+    this.#temporary.show(session.temporary, true);
     this.#setTitle(this.#sessions.get(session.id).title);
   }
 
@@ -214,6 +246,7 @@ class Chat {
     } else if (event.type === "response.completed") {
       answer.finish();
       this.#ended("Answer finished.");
+      this.#tellRecalled(response, answer);
     } else if (event.type === "response.incomplete" || event.type === "response.cancelled") {
       const reason = response.incomplete_details?.reason;
       const note = ENDINGS[reason] ?? "Stopped.";
@@ -224,6 +257,20 @@ class Chat {
     } else {
       answer.apply(event);
     }
+  }
+
+  /** Of a stored answer it is the response that tells what was remembered, for as long as it is kept. */
+  async #lookUp(id, answer) {
+    const response = await getResponse(id).catch(() => null);
+    if (response) this.#tellRecalled(response, answer);
+  }
+
+  /** Shows under an answer what was remembered for it. */
+  async #tellRecalled({ custom_outputs: { recalled } }, answer) {
+    if (!recalled?.length) return;
+    const { Recalled } = await import("./recalled.js");
+    const handlers = { onOpen: (id) => this.go(id), onMemory: (id) => this.openMemory(id) };
+    answer.addBelow(new Recalled(recalled, handlers).element);
   }
 
   /** The run has ended to wait: asks what for. */
@@ -307,8 +354,8 @@ async function stopped({ id, active_response_id: active }, page, pending) {
   return turn && { ...turn, module };
 }
 
-function addressed() {
-  return new URLSearchParams(location.search).get("session");
+function addressed(what = "session") {
+  return new URLSearchParams(location.search).get(what);
 }
 
 function address(id) {
@@ -372,8 +419,10 @@ byId("find").addEventListener(
   () => import("./search.js").then(({ Search }) => new Search((id) => chat.go(id))),
   { once: true },
 );
+byId("memory").addEventListener("click", () => chat.openMemory());
 addEventListener("popstate", () => chat.open(addressed()));
 addEventListener("pageshow", (event) => event.persisted && chat.open(addressed()));
 document.addEventListener("visibilitychange", () => document.hidden || chat.refresh());
 chat.open(addressed());
+if (addressed("memory")) chat.openMemory(addressed("memory"));
 watchReadiness();

@@ -5,15 +5,12 @@
 
 import { call, getResponse, listItems } from "./api.js";
 import { plainText, pretty, problem, scrollable } from "./answer.js";
-import { announce, el, icon } from "./dom.js";
+import { announce, el, icon, style } from "./dom.js";
 
 const AGAIN = 2000; // ms, until it is asked again which run goes on
 const LONGEST_REASON = 2000;
 
-await new Promise((done) => {
-  const href = "page/approvals.css";
-  document.head.append(el("link", { rel: "stylesheet", href, onload: done, onerror: done }));
-});
+await style("approvals.css");
 
 /** What a person reads, by kind: the buttons, and what was decided. */
 const WORDS = {

@@ -3,6 +3,8 @@
 import { byId } from "./dom.js";
 
 const FINE_POINTER = matchMedia("(pointer: fine)");
+const NOTICE =
+  "Temporary chat: nothing is remembered from it or recalled in it. It stays in your list until you delete it.";
 const GROWS = CSS.supports("field-sizing", "content");
 
 /** What is typed, and whether it can be sent. */
@@ -87,5 +89,28 @@ export class Composer {
   #update() {
     this.#send.disabled = !this.#text.value.trim();
     if (!GROWS) this.#text.rows = Math.min(8, this.#text.value.split("\n").length);
+  }
+}
+
+/** The switch of a new chat of which nothing is to be remembered. It is fixed by the first message. */
+export class Temporary {
+  #button = byId("temporary");
+  #hint = byId("hint");
+  #usual = this.#hint.textContent;
+  on = false;
+
+  constructor() {
+    this.#button.addEventListener("click", () => this.show(!this.on, false));
+  }
+
+  /** @param {boolean} on @param {boolean} fixed there are messages */
+  show(on, fixed) {
+    this.on = on;
+    this.#button.setAttribute("aria-pressed", String(on));
+    this.#button.disabled = fixed;
+    this.#button.hidden = fixed && !on;
+    byId("main").classList.toggle("temporary", on);
+    const said = on ? NOTICE : this.#usual;
+    if (this.#hint.textContent !== said) this.#hint.textContent = said;
   }
 }

@@ -49,6 +49,18 @@ export function icon(name) {
 }
 
 /**
+ * Loads a style sheet.
+ * @param {string} name
+ * @returns {Promise<Event>} until it is there, or can't be had
+ */
+export function style(name) {
+  return new Promise((done) => {
+    const href = `page/${name}`;
+    document.head.append(el("link", { rel: "stylesheet", href, onload: done, onerror: done }));
+  });
+}
+
+/**
  * Text that only screen readers get.
  * @param {string} text
  * @param {string} [tag]

@@ -3,7 +3,9 @@
  * with every call. The page loads this module only then.
  */
 
-import { byId, el } from "./dom.js";
+import { byId, el, style } from "./dom.js";
+
+await style("dialog.css");
 
 const NAME = "threadkeep key";
 let key = sessionStorage.getItem(NAME);

@@ -2,7 +2,7 @@
 
 import { problem } from "./answer.js";
 import { call } from "./api.js";
-import { announce, byId, el } from "./dom.js";
+import { announce, byId, el, style } from "./dom.js";
 import { opensElsewhere } from "./sidebar.js";
 
 const PAUSE = 200; // while somebody types
@@ -20,7 +20,7 @@ export class Search {
   /** @param {(id: string) => void} onOpen */
   constructor(onOpen) {
     this.#onOpen = onOpen;
-    document.head.append(el("link", { rel: "stylesheet", href: "page/search.css" }));
+    style("search.css");
     this.#list.after(this.#found);
     this.#field.addEventListener("input", () => this.#typed());
     this.#field.addEventListener("keydown", (event) => this.#pressed(event));

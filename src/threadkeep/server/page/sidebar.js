@@ -118,6 +118,7 @@ export class Sessions {
     const title = session.title || "New chat";
     const link = el("a", { href: `?session=${encodeURIComponent(session.id)}`, title }, title);
     if (session.id === this.#current) link.setAttribute("aria-current", "page");
+    if (session.temporary) link.prepend(icon("temporary"), unseen("Temporary: "));
     if (session.active_response_id) {
       link.append(el("i", { className: "busy" }), unseen(", answering"));
     }
@@ -139,12 +140,17 @@ export class Sessions {
     }
   }
 
-  #confirm(id) {
-    const title = this.#known.get(id)?.title || "New chat";
-    const text = `“${title}” and all that was said in it will be gone for good.`;
-    // The list may be drawn anew under the dialog: the control that opened it is looked up again.
-    const back = () => this.#nav.querySelector(`[data-id="${CSS.escape(id)}"] button`)?.focus();
-    confirmDelete(text, () => deleteKnown(id), () => this.#deleted(id), back);
+  async #confirm(id) {
+    const name = this.#known.get(id)?.title || "New chat";
+    const { confirmDelete } = await import("./confirm.js");
+    confirmDelete({
+      title: "Delete this chat?",
+      text: `“${name}” and all that was said in it will be gone for good.`,
+      action: () => deleteSession(id),
+      done: () => this.#deleted(id),
+      // The list may be drawn anew under the dialog: the control that opened it is looked up again.
+      back: () => this.#nav.querySelector(`[data-id="${CSS.escape(id)}"] button`)?.focus(),
+    });
   }
 
   #deleted(id) {
@@ -163,15 +169,6 @@ export class Sessions {
 /** As the server sorts; ids that are made within one second still sort by time. */
 function newestFirst(a, b) {
   return b.updated_at - a.updated_at || (a.id < b.id ? 1 : -1);
-}
-
-/** Deleted elsewhere is deleted too. */
-async function deleteKnown(id) {
-  try {
-    await deleteSession(id);
-  } catch (error) {
-    if (error.status !== 404) throw error;
-  }
 }
 
 /** A title that is only known here is kept until the server has one. */
@@ -206,28 +203,6 @@ function dayName(seconds) {
   return new Intl.DateTimeFormat(document.documentElement.lang, format).format(time);
 }
 
-/** Asks first; the dialog stays open and says why when `action` fails. */
-function confirmDelete(text, action, done, back) {
-  let deleted = false;
-  const dialog = byId("delete-dialog");
-  const error = byId("delete-error");
-  byId("delete-text").textContent = text;
-  error.textContent = "";
-  byId("delete-cancel").onclick = () => dialog.close();
-  dialog.onclose = () => (deleted ? done() : back());
-  byId("delete-confirm").onclick = async () => {
-    try {
-      await action();
-    } catch (failure) {
-      error.textContent = failure.message;
-      return;
-    }
-    deleted = true;
-    dialog.close();
-  };
-  dialog.showModal();
-}
-
 /**
  * Shows and hides the bar: beside the conversation, or over it where there is no room.
  * @returns {{closeOverlay: () => void}}
@@ -251,8 +226,7 @@ export function setUpSidebar() {
   hide.addEventListener("click", close);
   scrim.addEventListener("click", close);
   document.addEventListener("keydown", (event) => {
-    const dialog = byId("delete-dialog");
-    if (event.key === "Escape" && !scrim.hidden && !dialog.open) close();
+    if (event.key === "Escape" && !scrim.hidden && !document.querySelector("dialog[open]")) close();
   });
   NARROW.addEventListener("change", () => set(!NARROW.matches));
   set(!NARROW.matches);

@@ -17,11 +17,20 @@ export class Transcript {
     root: byId("scroller"),
     rootMargin: "600px 0px 0px",
   });
+  #seen = new IntersectionObserver((entries) => this.#appeared(entries), { root: byId("scroller") });
+  #answers = new WeakMap(); // by their elements
+  #onSeen;
   #head = null; // the first turn's agent side, when its beginning is on an older page
+
+  /** @param {(responseId: string, answer: Answer) => void} onSeen a stored answer came into sight */
+  constructor(onSeen) {
+    this.#onSeen = onSeen;
+  }
 
   /** Takes everything off the screen. */
   clear() {
     this.#observer.disconnect();
+    this.#seen.disconnect();
     this.#loadOlder = null;
     this.#head = null;
     this.#column.replaceChildren();
@@ -91,6 +100,17 @@ export class Transcript {
     const turns = grouped(all).map(drawn);
     this.#head = turns[0]?.items ? turns[0] : null;
     this.#top.after(...turns.map((turn) => turn.element));
+    for (const { element, answer } of turns.filter((turn) => turn.element.dataset.response)) {
+      this.#answers.set(element, answer);
+      this.#seen.observe(element);
+    }
+  }
+
+  #appeared(entries) {
+    for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+      this.#seen.unobserve(target);
+      this.#onSeen(target.dataset.response, this.#answers.get(target));
+    }
   }
 
   #await(older) {
@@ -138,7 +158,7 @@ function drawn(turn) {
   answer.element.dataset.response = turn.items.at(-1).response_id ?? "";
   const stopped = turn.items.some((item) => item.role === "assistant" && item.status === "incomplete");
   answer.finish(stopped ? "Stopped." : "");
-  return { element: answer.element, items: turn.items };
+  return { element: answer.element, items: turn.items, answer };
 }
 
 function userTurn(item) {

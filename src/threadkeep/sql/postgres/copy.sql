@@ -1,6 +1,7 @@
--- What `threadkeep copy` reads, writes and compares, whoever owns it. Everything lies under the id of a
--- session; its row is written last, and says that all of it is there. Columns that mean something in one
--- database alone are left out: sessions.run_added, items.call_id, runs.followed_until.
+-- What `threadkeep copy` reads, writes and compares, whoever owns it. Everything but memories lies under the id
+-- of a session; its row is written last, and says that all of it is there. Columns that mean something in one
+-- database alone are left out: sessions.run_added and .remembered_until, items.call_id, runs.followed_until, and
+-- what has to do with the search index.
 -- Contents go by the names of their columns, in calls that have one `owner`. Pages end where the rows before
 -- have `size` characters together, as they are stored; each row tells its own.
 -- What is stored already is not stored again, so what writes may be made again. Times have milliseconds here
@@ -36,7 +37,7 @@ LIMIT :limit;
 SELECT w.session_id, s.owner, s.epoch, s.seq, s.run_id, s.run_attempt,
        (extract(epoch FROM greatest(s.run_alive_at, 'epoch')) * 1000)::bigint AS run_alive_at,
        s.run_items, s.open_run_id, s.open_hash, s.open_epoch, s.open_seq, s.approved_tools,
-       s.parent_session_id,
+       s.temporary, s.set_aside, s.remembered_seq, s.parent_session_id,
        (extract(epoch FROM s.created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM s.updated_at) * 1000)::bigint AS updated_at,
        (extract(epoch FROM s.expires_at) * 1000)::bigint AS expires_at,
@@ -65,7 +66,8 @@ FROM unnest(:run_ids::text[]) AS w (run_id) JOIN threadkeep.runs r ON r.run_id =
 -- The row of a session.
 SELECT session_id, owner, title, metadata, epoch, seq, run_id, run_attempt,
        (extract(epoch FROM greatest(run_alive_at, 'epoch')) * 1000)::bigint AS run_alive_at, run_items,
-       open_run_id, open_hash, open_epoch, open_seq, approved_tools, parent_session_id,
+       open_run_id, open_hash, open_epoch, open_seq, approved_tools, temporary, set_aside, remembered_seq,
+       parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
        (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
@@ -221,12 +223,14 @@ ON CONFLICT DO NOTHING;
 -- Stores the row of a session: all of it is there now. No row: somebody has made one of that id.
 INSERT INTO threadkeep.sessions AS s
   (session_id, owner, title, metadata, epoch, seq, run_id, run_attempt, run_alive_at, run_items,
-   open_run_id, open_hash, open_epoch, open_seq, approved_tools, parent_session_id, created_at, updated_at,
-   expires_at)
+   open_run_id, open_hash, open_epoch, open_seq, approved_tools, temporary, set_aside, remembered_seq,
+   parent_session_id,
+   created_at, updated_at, expires_at)
 VALUES
   (:session_id, :owner, :title, :metadata, :epoch, :seq, :run_id, :run_attempt,
    'epoch'::timestamptz + :run_alive_at::bigint * interval '1 ms', :run_items,
-   :open_run_id, :open_hash, :open_epoch, :open_seq, :approved_tools, :parent_session_id,
+   :open_run_id, :open_hash, :open_epoch, :open_seq, :approved_tools, :temporary, :set_aside, :remembered_seq,
+   :parent_session_id,
    'epoch'::timestamptz + :created_at::bigint * interval '1 ms',
    'epoch'::timestamptz + :updated_at::bigint * interval '1 ms',
    'epoch'::timestamptz + :expires_at::bigint * interval '1 ms')
@@ -275,3 +279,91 @@ tool_calls AS (
 DELETE FROM threadkeep.approvals
 WHERE session_id = :session_id
   AND NOT EXISTS (SELECT FROM threadkeep.sessions s WHERE s.session_id = :session_id);
+
+-- name: list_copied_memories
+-- Memories by their ids, from behind a given one.
+SELECT memory_id, owner, path, description, contents, keywords, pinned, version, source_session, source_seq, source_at,
+       (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
+       (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
+       (extract(epoch FROM valid_from) * 1000)::bigint AS valid_from,
+       (extract(epoch FROM valid_to) * 1000)::bigint AS valid_to, superseded_by
+FROM threadkeep.memories WHERE memory_id > :after ORDER BY memory_id LIMIT :limit;
+
+-- name: read_copied_memories
+-- Some memories.
+SELECT memory_id, owner, path, description, contents, keywords, pinned, version, source_session, source_seq, source_at,
+       (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
+       (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
+       (extract(epoch FROM valid_from) * 1000)::bigint AS valid_from,
+       (extract(epoch FROM valid_to) * 1000)::bigint AS valid_to, superseded_by
+FROM threadkeep.memories WHERE memory_id = ANY (:memory_ids::text[]);
+
+-- name: read_copied_versions
+-- What a memory was before.
+SELECT version, description, contents, source_session, source_seq, source_at,
+       (extract(epoch FROM valid_from) * 1000)::bigint AS valid_from,
+       (extract(epoch FROM valid_to) * 1000)::bigint AS valid_to, superseded_by
+FROM threadkeep.memory_history WHERE memory_id = :memory_id AND owner = :owner ORDER BY version;
+
+-- name: copy_memory
+-- Stores a memory with what it was before, and its words in the index. No row: somebody has made one of that id.
+WITH head AS (
+  INSERT INTO threadkeep.memories AS m
+    (memory_id, owner, path_key, path, description, contents, keywords, pinned, version, search_no,
+     source_session, source_seq, source_at, created_at, updated_at, valid_from, valid_to, superseded_by)
+  VALUES
+    (:memory_id, :owner, :path_key, :path, :description, :contents, :keywords, :pinned, :version, :search_no,
+     :source_session, :source_seq, :source_at,
+     'epoch'::timestamptz + :created_at::bigint * interval '1 ms',
+     'epoch'::timestamptz + :updated_at::bigint * interval '1 ms',
+     'epoch'::timestamptz + :valid_from::bigint * interval '1 ms',
+     'epoch'::timestamptz + :valid_to::bigint * interval '1 ms', :superseded_by)
+  ON CONFLICT (memory_id) DO UPDATE SET version = m.version
+  WHERE :retried::boolean AND m.search_no = excluded.search_no
+  RETURNING m.memory_id, m.owner, m.search_no),
+history AS (
+  INSERT INTO threadkeep.memory_history
+    (memory_id, version, owner, description, contents, source_session, source_seq, source_at, valid_from, valid_to,
+     superseded_by)
+  SELECT head.memory_id, old.version::bigint, head.owner, old.was, old.was_contents, nullif(old.source, ''),
+         nullif(old.seq, '')::bigint, nullif(old.at, '')::bigint,
+         'epoch'::timestamptz + old.began::bigint * interval '1 ms',
+         'epoch'::timestamptz + old.ended::bigint * interval '1 ms', old.next::bigint
+  FROM head, unnest(:versions::text[], :was::text[], :was_contents::text[], :was_sources::text[],
+                    :was_seqs::text[], :was_at::text[], :was_from::text[], :was_to::text[],
+                    :was_superseded_by::text[])
+    AS old (version, was, was_contents, source, seq, at, began, ended, next)
+  ON CONFLICT DO NOTHING),
+indexed AS (
+  INSERT INTO threadkeep.postings (scope, term, search_no, block, hits)
+  SELECT :scope, word.term, head.search_no, 0, word.hits
+  FROM head, unnest(:terms::text[], :hits::text[]) AS word (term, hits)
+  ON CONFLICT DO NOTHING)
+SELECT memory_id FROM head;
+
+-- name: uncopy_memory
+-- Removes a memory that is to be copied anew. No row: it was changed since its version was read.
+WITH gone AS (
+  DELETE FROM threadkeep.memories WHERE memory_id = :memory_id AND owner = :owner AND version = :version
+  RETURNING memory_id, search_no),
+history AS (
+  DELETE FROM threadkeep.memory_history h USING gone WHERE h.memory_id = gone.memory_id),
+unindexed AS (
+  DELETE FROM threadkeep.postings p USING gone WHERE p.search_no = gone.search_no),
+there AS (
+  SELECT FROM threadkeep.memories WHERE :retried::boolean AND memory_id = :memory_id OFFSET 0 FOR UPDATE)
+SELECT memory_id FROM gone
+UNION ALL
+SELECT :memory_id
+WHERE :retried::boolean AND NOT EXISTS (SELECT FROM gone) AND NOT EXISTS (SELECT FROM there);
+
+-- name: list_copied_forgotten
+-- Messages that are not recalled any more, from behind a given one.
+SELECT owner, seq, at FROM threadkeep.forgotten
+WHERE (owner, seq, at) > (:owner::text, :seq::bigint, :at::bigint) ORDER BY owner, seq, at LIMIT :limit;
+
+-- name: copy_forgotten
+-- Stores some of an owner's.
+INSERT INTO threadkeep.forgotten (owner, seq, at)
+SELECT :owner, f.seq::bigint, f.at::bigint FROM unnest(:seqs::text[], :times::text[]) AS f (seq, at)
+ON CONFLICT DO NOTHING;

@@ -61,9 +61,9 @@ WITH head AS (
 fork AS (
   INSERT INTO threadkeep.sessions
     (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at,
-     expires_at)
+     expires_at, temporary, set_aside, remembered_seq)
   SELECT :fork_id, s.owner, s.title, :fork_metadata, :fork_epoch, s.seq, s.session_id, s.created_at,
-         s.updated_at, s.expires_at
+         s.updated_at, s.expires_at, s.temporary, 1, s.seq
   FROM threadkeep.sessions s
   WHERE s.session_id = :session_id AND EXISTS (SELECT FROM head)),
 copied AS (

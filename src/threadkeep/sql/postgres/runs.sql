@@ -47,9 +47,9 @@ done AS (
   WHERE :retried::boolean AND session_id = :session_id AND call_id = :call_id::bigint),
 head AS (
   INSERT INTO threadkeep.sessions AS s
-    (session_id, owner, title, epoch, seq, run_id, run_attempt, run_alive_at, created_at, updated_at)
+    (session_id, owner, title, epoch, seq, run_id, run_attempt, temporary, run_alive_at, created_at, updated_at)
   SELECT :session_id, :owner, :title, :new_epoch, cardinality(:items::text[]), :run_id, :attempt::bigint,
-         clock_timestamp(), clock_timestamp(), clock_timestamp()
+         :temporary, clock_timestamp(), clock_timestamp(), clock_timestamp()
   WHERE NOT EXISTS (SELECT FROM done) AND (NOT :waits::boolean OR EXISTS (SELECT FROM mine))
     AND NOT EXISTS (
       SELECT 1 FROM threadkeep.runs q

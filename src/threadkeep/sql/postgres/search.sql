@@ -2,17 +2,19 @@
 -- A statement that adds to it and is made again finds that it was done, and says so by no row.
 
 -- name: list_to_index
--- Sessions of an owner that the index does not hold as they are, or of everybody where that is NULL. Their order
--- is that of sessions_to_index, which the planner, who takes them for many, would not use without it.
-SELECT session_id, owner, epoch, seq, search_no, indexed_epoch, indexed_seq,
+-- Sessions of an owner that the index does not hold as they are, or of everybody where that is NULL; but for one. They
+-- come in the order of sessions_to_index, which the planner, who takes them for many, would not use without it.
+SELECT session_id, owner, epoch, seq, search_no, indexed_epoch, indexed_seq, set_aside,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at
 FROM (
   (SELECT * FROM threadkeep.sessions
-   WHERE owner = :owner::text AND (indexed_epoch <> epoch OR indexed_seq <> seq)
+   WHERE owner = :owner::text AND (indexed_epoch <> epoch OR indexed_seq <> seq) AND temporary = 0
+     AND session_id <> :without
    ORDER BY owner, session_id LIMIT :limit)
   UNION ALL
   (SELECT * FROM threadkeep.sessions
-   WHERE :owner::text IS NULL AND (indexed_epoch <> epoch OR indexed_seq <> seq)
+   WHERE :owner::text IS NULL AND (indexed_epoch <> epoch OR indexed_seq <> seq) AND temporary = 0
+     AND session_id <> :without
    ORDER BY owner, session_id LIMIT :limit)) s;
 
 -- name: reset_index
@@ -77,7 +79,8 @@ CROSS JOIN LATERAL (
 
 -- name: read_found
 -- Sessions of an owner by their numbers in the index, in that order; each with one of its items, by its seq.
-SELECT s.session_id, s.title, s.metadata, s.epoch, s.seq, s.run_id, s.approved_tools, s.parent_session_id,
+SELECT s.session_id, s.title, s.metadata, s.epoch, s.seq, s.run_id, s.approved_tools, s.temporary,
+       s.parent_session_id,
        (extract(epoch FROM s.created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM s.updated_at) * 1000)::bigint AS updated_at,
        (extract(epoch FROM s.expires_at) * 1000)::bigint AS expires_at,

@@ -86,6 +86,7 @@ WITH head AS (
   UPDATE threadkeep.sessions
   SET seq = least(seq, :keep),
       epoch = :new_epoch,
+      remembered_seq = least(remembered_seq, :keep),
       title = CASE WHEN :keep::bigint > 0 THEN title END,  -- it was made from what is gone
       approved_tools = CASE WHEN :keep::bigint > 0 THEN approved_tools ELSE '[]' END,
       updated_at = clock_timestamp()
@@ -108,6 +109,7 @@ WITH head AS (
   UPDATE threadkeep.sessions
   SET seq = seq - 1,
       epoch = :new_epoch,
+      remembered_seq = least(remembered_seq, :item_seq::bigint - 1),
       title = CASE WHEN seq > 1 THEN title END,
       updated_at = clock_timestamp()
   WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
@@ -133,16 +135,17 @@ WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 -- if nothing changed since (epoch, seq) was read and no run has the session.
 WITH head AS (
   UPDATE threadkeep.sessions
-  SET seq = least(seq, :keep), epoch = :new_epoch, updated_at = clock_timestamp()
+  SET seq = least(seq, :keep), epoch = :new_epoch, remembered_seq = least(remembered_seq, :keep),
+      updated_at = clock_timestamp()
   WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
     AND run_id IS NULL
   RETURNING epoch, seq),
 fork AS (
   INSERT INTO threadkeep.sessions
     (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at,
-     expires_at)
+     expires_at, temporary, set_aside, remembered_seq)
   SELECT :fork_id, s.owner, s.title, s.metadata, :fork_epoch, s.seq, s.session_id, s.created_at,
-         s.updated_at, s.expires_at
+         s.updated_at, s.expires_at, s.temporary, 1, s.seq
   FROM threadkeep.sessions s
   WHERE s.session_id = :session_id AND EXISTS (SELECT FROM head)),
 copied AS (
@@ -163,7 +166,7 @@ WHERE epoch = :new_epoch AND NOT EXISTS (SELECT FROM head);
 -- name: get_session
 -- One session of an owner, without its items.
 SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools, search_no,
-       parent_session_id,
+       temporary, parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
        (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
@@ -186,14 +189,14 @@ SET title = CASE WHEN :titled::bigint = 1 THEN :title::text ELSE title END,
       FROM jsonb_array_elements_text(s.approved_tools::jsonb) AS known (tool)
       WHERE known.tool = ANY (:tools::text[])) END
 WHERE session_id = :session_id AND owner = :owner
-RETURNING session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id,
+RETURNING session_id, title, metadata, epoch, seq, run_id, approved_tools, temporary, parent_session_id,
           (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
           (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
           (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at;
 
 -- name: list_sessions
 -- An owner's sessions, last changed first, from behind the one named (all when it is '').
-SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id,
+SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, temporary, parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
        (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
@@ -207,20 +210,36 @@ LIMIT :limit;
 
 -- name: delete_session
 -- Removes a session with all that belongs to it, as it was when the statement began. `gone` is false
--- when it was changed meanwhile: what was added is not seen, so nothing was removed. No row: there is
--- no such session.
+-- when it, or a memory that comes from it, was changed meanwhile: what was added is not seen, so nothing was
+-- removed. No row: there is no such session.
 WITH seen AS MATERIALIZED (
-  SELECT epoch, seq, run_id, run_alive_at, indexed_epoch, indexed_seq FROM threadkeep.sessions
+  SELECT epoch, seq, run_id, run_alive_at, indexed_epoch, indexed_seq, remembered_seq FROM threadkeep.sessions
   WHERE session_id = :session_id AND owner = :owner),
+told AS MATERIALIZED (
+  SELECT memory_id, version FROM threadkeep.memories WHERE source_session = :session_id AND owner = :owner),
+held AS MATERIALIZED (
+  SELECT memory_id, version FROM threadkeep.memories WHERE source_session = :session_id AND owner = :owner
+  FOR UPDATE),
 gone AS (
   DELETE FROM threadkeep.sessions s USING seen
   WHERE s.session_id = :session_id AND s.owner = :owner
     AND s.epoch = seen.epoch AND s.seq = seen.seq
     AND s.run_id IS NOT DISTINCT FROM seen.run_id AND s.run_alive_at = seen.run_alive_at
     AND s.indexed_epoch = seen.indexed_epoch AND s.indexed_seq = seen.indexed_seq
+    AND s.remembered_seq = seen.remembered_seq
+    AND NOT EXISTS (SELECT * FROM told EXCEPT SELECT * FROM held)
   RETURNING s.session_id, s.search_no),
 postings AS (
   DELETE FROM threadkeep.postings USING gone WHERE postings.search_no = gone.search_no),
+memories AS (
+  DELETE FROM threadkeep.memories m USING gone WHERE m.source_session = gone.session_id AND m.owner = :owner
+  RETURNING m.memory_id, m.search_no),
+memory_words AS (
+  DELETE FROM threadkeep.postings USING memories WHERE postings.search_no = memories.search_no),
+memory_history AS (
+  DELETE FROM threadkeep.memory_history h USING gone
+  WHERE h.owner = :owner
+    AND (h.source_session = gone.session_id OR h.memory_id IN (SELECT memory_id FROM memories))),
 items AS (
   DELETE FROM threadkeep.items USING gone WHERE items.session_id = gone.session_id),
 runs AS (

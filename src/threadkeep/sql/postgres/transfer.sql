@@ -10,9 +10,9 @@
 WITH head AS (
   INSERT INTO threadkeep.sessions AS f
     (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at,
-     expires_at)
+     expires_at, temporary, remembered_seq)
   SELECT :fork_id, s.owner, s.title, s.metadata, :new_epoch, :keep, s.session_id, clock_timestamp(),
-         clock_timestamp(), s.expires_at
+         clock_timestamp(), s.expires_at, s.temporary, :keep
   FROM threadkeep.sessions s
   WHERE s.session_id = :session_id AND s.owner = :owner AND s.epoch = :epoch AND s.seq >= :keep
   ON CONFLICT (session_id) DO UPDATE SET epoch = f.epoch
@@ -30,7 +30,7 @@ found AS (
   SELECT * FROM threadkeep.sessions
   WHERE :retried::boolean AND session_id = :fork_id AND owner = :owner AND epoch = :new_epoch
     AND NOT EXISTS (SELECT FROM head))
-SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id,
+SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, temporary, parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
        (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
@@ -58,8 +58,8 @@ WHERE session_id = :staged_id
 -- whomever, and nothing was changed.
 WITH head AS (
   INSERT INTO threadkeep.sessions AS s
-    (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at)
-  SELECT :session_id, :owner, :title, :metadata, :new_epoch, :count, :parent_session_id,
+    (session_id, owner, title, metadata, epoch, seq, temporary, parent_session_id, created_at, updated_at)
+  SELECT :session_id, :owner, :title, :metadata, :new_epoch, :count, :temporary, :parent_session_id,
          'epoch'::timestamptz + :created_at::bigint * interval '1 ms',
          'epoch'::timestamptz + :updated_at::bigint * interval '1 ms'
   WHERE :count = (SELECT count(*) FROM threadkeep.items WHERE session_id = :staged_id)
@@ -77,7 +77,7 @@ found AS (
   SELECT * FROM threadkeep.sessions
   WHERE :retried::boolean AND session_id = :session_id AND owner = :owner AND epoch = :new_epoch
     AND NOT EXISTS (SELECT FROM head))
-SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id,
+SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, temporary, parent_session_id,
        (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
        (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at,
        (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at

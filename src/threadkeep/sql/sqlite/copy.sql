@@ -1,6 +1,7 @@
--- What `threadkeep copy` reads, writes and compares, whoever owns it. Everything lies under the id of a
--- session; its row is written last, and says that all of it is there. Columns that mean something in one
--- database alone are left out: sessions.run_added, items.call_id, runs.followed_until.
+-- What `threadkeep copy` reads, writes and compares, whoever owns it. Everything but memories lies under the id
+-- of a session; its row is written last, and says that all of it is there. Columns that mean something in one
+-- database alone are left out: sessions.run_added and .remembered_until, items.call_id, runs.followed_until, and
+-- what has to do with the search index.
 -- Contents go by the names of their columns, in calls that have one `owner`. Pages end where the rows before
 -- have `size` characters together, as they are stored; each row tells its own.
 
@@ -29,7 +30,7 @@ LIMIT :limit;
 -- is given with the id.
 SELECT w.value AS session_id, s.owner, s.epoch, s.seq, s.run_id, s.run_attempt, s.run_alive_at,
        s.run_items, s.open_run_id, s.open_hash, s.open_epoch, s.open_seq, s.approved_tools,
-       s.parent_session_id, s.created_at, s.updated_at, s.expires_at,
+       s.temporary, s.set_aside, s.remembered_seq, s.parent_session_id, s.created_at, s.updated_at, s.expires_at,
        (SELECT count(*) FROM runs r WHERE r.session_id = w.value) AS runs,
        (SELECT i.created_at FROM items i
         WHERE i.session_id = w.value
@@ -52,8 +53,8 @@ FROM json_each(:run_ids) w JOIN runs r ON r.run_id = w.value;
 -- name: read_copied_session
 -- The row of a session.
 SELECT session_id, owner, title, metadata, epoch, seq, run_id, run_attempt, run_alive_at, run_items,
-       open_run_id, open_hash, open_epoch, open_seq, approved_tools, parent_session_id, created_at,
-       updated_at, expires_at
+       open_run_id, open_hash, open_epoch, open_seq, approved_tools, temporary, set_aside, remembered_seq,
+       parent_session_id, created_at, updated_at, expires_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner;
 
 -- name: read_copied_items
@@ -207,12 +208,13 @@ ON CONFLICT DO NOTHING;
 -- Stores the row of a session: all of it is there now. No row: somebody has made one of that id.
 INSERT INTO sessions
   (session_id, owner, title, metadata, epoch, seq, run_id, run_attempt, run_alive_at, run_items,
-   open_run_id, open_hash, open_epoch, open_seq, approved_tools, parent_session_id, created_at, updated_at,
-   expires_at)
+   open_run_id, open_hash, open_epoch, open_seq, approved_tools, temporary, set_aside, remembered_seq,
+   parent_session_id,
+   created_at, updated_at, expires_at)
 VALUES
   (:session_id, :owner, :title, :metadata, :epoch, :seq, :run_id, :run_attempt, :run_alive_at, :run_items,
-   :open_run_id, :open_hash, :open_epoch, :open_seq, :approved_tools, :parent_session_id, :created_at,
-   :updated_at, :expires_at)
+   :open_run_id, :open_hash, :open_epoch, :open_seq, :approved_tools, :temporary, :set_aside, :remembered_seq,
+   :parent_session_id, :created_at, :updated_at, :expires_at)
 ON CONFLICT (session_id) DO NOTHING
 RETURNING session_id;
 
@@ -248,3 +250,76 @@ WHERE session_id = :session_id
 DELETE FROM runs
 WHERE session_id = :session_id
   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = :session_id);
+
+-- name: list_copied_memories
+-- Memories by their ids, from behind a given one.
+SELECT memory_id, owner, path, description, contents, keywords, pinned, version, source_session, source_seq, source_at,
+       created_at, updated_at, valid_from, valid_to, superseded_by
+FROM memories WHERE memory_id > :after ORDER BY memory_id LIMIT :limit;
+
+-- name: read_copied_memories
+-- Some memories.
+SELECT memory_id, owner, path, description, contents, keywords, pinned, version, source_session, source_seq, source_at,
+       created_at, updated_at, valid_from, valid_to, superseded_by
+FROM memories WHERE memory_id IN (SELECT value FROM json_each(:memory_ids));
+
+-- name: read_copied_versions
+-- What a memory was before.
+SELECT version, description, contents, source_session, source_seq, source_at, valid_from, valid_to, superseded_by
+FROM memory_history WHERE memory_id = :memory_id AND owner = :owner ORDER BY version;
+
+-- name: copy_memory
+-- Stores a memory with what it was before, and its words in the index. No row: somebody has made one of that id.
+INSERT INTO memories
+  (memory_id, owner, path_key, path, description, contents, keywords, pinned, version, search_no,
+   source_session, source_seq, source_at, created_at, updated_at, valid_from, valid_to, superseded_by)
+VALUES
+  (:memory_id, :owner, :path_key, :path, :description, :contents, :keywords, :pinned, :version, :search_no,
+   :source_session, :source_seq, :source_at, :created_at, :updated_at, :valid_from, :valid_to, :superseded_by)
+ON CONFLICT (memory_id) DO NOTHING;
+INSERT INTO memory_history
+  (memory_id, version, owner, description, contents, source_session, source_seq, source_at, valid_from, valid_to,
+   superseded_by)
+WITH old AS MATERIALIZED (SELECT key, value FROM json_each(:versions)),
+lines AS MATERIALIZED (SELECT key, value FROM json_each(:was)),
+texts AS MATERIALIZED (SELECT key, value FROM json_each(:was_contents)),
+sources AS MATERIALIZED (SELECT key, value FROM json_each(:was_sources)),
+seqs AS MATERIALIZED (SELECT key, value FROM json_each(:was_seqs)),
+times AS MATERIALIZED (SELECT key, value FROM json_each(:was_at)),
+began AS MATERIALIZED (SELECT key, value FROM json_each(:was_from)),
+ended AS MATERIALIZED (SELECT key, value FROM json_each(:was_to)),
+following AS MATERIALIZED (SELECT key, value FROM json_each(:was_superseded_by))
+SELECT m.memory_id, CAST(old.value AS INTEGER), m.owner, lines.value, texts.value, nullif(sources.value, ''),
+       CAST(nullif(seqs.value, '') AS INTEGER), CAST(nullif(times.value, '') AS INTEGER),
+       CAST(began.value AS INTEGER), CAST(ended.value AS INTEGER), CAST(following.value AS INTEGER)
+FROM memories m JOIN old JOIN lines ON lines.key = old.key JOIN texts ON texts.key = old.key
+JOIN sources ON sources.key = old.key JOIN seqs ON seqs.key = old.key JOIN times ON times.key = old.key
+JOIN began ON began.key = old.key JOIN ended ON ended.key = old.key JOIN following ON following.key = old.key
+WHERE m.memory_id = :memory_id AND m.owner = :owner AND m.search_no = :search_no;
+INSERT INTO postings (scope, term, search_no, block, hits)
+WITH words AS MATERIALIZED (SELECT key, value FROM json_each(:terms)),
+told AS MATERIALIZED (SELECT key, value FROM json_each(:hits))
+SELECT :scope, words.value, m.search_no, 0, told.value
+FROM memories m JOIN words JOIN told ON told.key = words.key
+WHERE m.memory_id = :memory_id AND m.owner = :owner AND m.search_no = :search_no;
+SELECT memory_id FROM memories WHERE memory_id = :memory_id AND owner = :owner AND search_no = :search_no;
+
+-- name: uncopy_memory
+-- Removes a memory that is to be copied anew. No row: it was changed since its version was read.
+DELETE FROM postings WHERE search_no IN
+  (SELECT search_no FROM memories WHERE memory_id = :memory_id AND owner = :owner AND version = :version);
+DELETE FROM memory_history WHERE memory_id IN
+  (SELECT memory_id FROM memories WHERE memory_id = :memory_id AND owner = :owner AND version = :version);
+DELETE FROM memories WHERE memory_id = :memory_id AND owner = :owner AND version = :version
+RETURNING memory_id;
+
+-- name: list_copied_forgotten
+-- Messages that are not recalled any more, from behind a given one.
+SELECT owner, seq, at FROM forgotten
+WHERE (owner, seq, at) > (:owner, :seq, :at) ORDER BY owner, seq, at LIMIT :limit;
+
+-- name: copy_forgotten
+-- Stores some of an owner's.
+INSERT OR IGNORE INTO forgotten (owner, seq, at)
+SELECT :owner, CAST(s.value AS INTEGER), CAST(t.value AS INTEGER)
+FROM json_each(:seqs) s JOIN json_each(:times) t ON t.key = s.key;

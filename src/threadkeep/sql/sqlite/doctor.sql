@@ -48,9 +48,10 @@ LIMIT :limit;
 -- one that stays, or a new one as JSON. Only if nothing changed since (epoch, seq) was read and no run that
 -- is alive has the session; one that is not has lost it.
 INSERT INTO sessions
-  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at, expires_at)
+  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at, expires_at,
+   temporary, set_aside, remembered_seq)
 SELECT :fork_id, owner, title, :fork_metadata, :fork_epoch, seq, session_id, created_at, updated_at,
-       expires_at
+       expires_at, temporary, 1, seq
 FROM sessions
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
   AND (run_id IS NULL OR run_alive_at <= (SELECT now FROM clock) - :stale_after);

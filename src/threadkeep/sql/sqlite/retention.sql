@@ -21,8 +21,15 @@ WHERE journal_id IN (SELECT journal_id FROM runs WHERE owner = :owner)
 UNION ALL
 SELECT 'approvals', count(*) FROM approvals WHERE owner = :owner
 UNION ALL
-SELECT 'postings', count(*)
-FROM sessions s JOIN postings p ON p.search_no = s.search_no WHERE s.owner = :owner
+SELECT 'postings', count(*) FROM (
+  SELECT s.search_no FROM sessions s WHERE s.owner = :owner
+  UNION ALL SELECT m.search_no FROM memories m WHERE m.owner = :owner) n JOIN postings p ON p.search_no = n.search_no
+UNION ALL
+SELECT 'memories', count(*) FROM memories WHERE owner = :owner
+UNION ALL
+SELECT 'memory_history', count(*) FROM memory_history WHERE owner = :owner
+UNION ALL
+SELECT 'forgotten', count(*) FROM forgotten WHERE owner = :owner
 UNION ALL
 SELECT 'owner_keys', count(*) FROM owner_keys WHERE owner = :owner
 UNION ALL
@@ -73,9 +80,22 @@ DELETE FROM approvals WHERE session_id IN (SELECT id FROM chosen);
 INSERT INTO gone VALUES ('approvals', changes());
 DELETE FROM runs WHERE session_id IN (SELECT id FROM chosen);
 INSERT INTO gone VALUES ('runs', changes());
-DELETE FROM postings WHERE search_no IN
-  (SELECT s.search_no FROM chosen c JOIN sessions s ON s.session_id = c.id);
+DELETE FROM postings WHERE search_no IN (
+  SELECT s.search_no FROM chosen c JOIN sessions s ON s.session_id = c.id
+  UNION ALL SELECT m.search_no FROM chosen c JOIN sessions s ON s.session_id = c.id
+  JOIN memories m ON m.source_session = s.session_id AND m.owner = s.owner);
 INSERT INTO gone VALUES ('postings', changes());
+DELETE FROM memory_history WHERE (memory_id, version) IN (
+  SELECT h.memory_id, h.version FROM chosen c JOIN sessions s ON s.session_id = c.id
+  JOIN memory_history h ON h.source_session = s.session_id AND h.owner = s.owner
+  UNION ALL SELECT h.memory_id, h.version FROM chosen c JOIN sessions s ON s.session_id = c.id
+  JOIN memories m ON m.source_session = s.session_id AND m.owner = s.owner
+  JOIN memory_history h ON h.memory_id = m.memory_id);
+INSERT INTO gone VALUES ('memory_history', changes());
+DELETE FROM memories WHERE memory_id IN (
+  SELECT m.memory_id FROM chosen c JOIN sessions s ON s.session_id = c.id
+  JOIN memories m ON m.source_session = s.session_id AND m.owner = s.owner);
+INSERT INTO gone VALUES ('memories', changes());
 DELETE FROM items WHERE session_id IN (SELECT id FROM chosen);
 INSERT INTO gone VALUES ('items', changes());
 DELETE FROM sessions WHERE session_id IN (SELECT id FROM chosen);
@@ -85,7 +105,7 @@ SELECT name, count FROM gone;
 
 -- name: delete_stray_runs
 -- Removes what an owner has without a session: runs that have ended, with all that belongs to them, `limit` of
--- them at most; approvals; and its rate. The rows are what went, by table.
+-- them at most; approvals; its rate; and what is not recalled. The rows are what went, by table.
 CREATE TEMP TABLE IF NOT EXISTS chosen (id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TEMP TABLE IF NOT EXISTS gone (name TEXT NOT NULL, count INTEGER NOT NULL) STRICT;
 DELETE FROM gone;
@@ -106,6 +126,8 @@ DELETE FROM approvals
 WHERE owner = :owner
   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = approvals.session_id AND s.owner = :owner);
 INSERT INTO gone VALUES ('approvals', changes());
+DELETE FROM forgotten WHERE owner = :owner;
+INSERT INTO gone VALUES ('forgotten', changes());
 DELETE FROM request_rates WHERE owner = :owner;
 INSERT INTO gone VALUES ('request_rates', changes());
 DELETE FROM runs WHERE run_id IN (SELECT id FROM chosen);

@@ -25,8 +25,8 @@ WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id AND owne
 -- for longer, or has not ended yet since its session was taken back; or the input is that of a run that
 -- can be gone on with (`open_run_id`); or the session is `full`: it stands behind seq `room_until`; or the
 -- run, which `waits` in the database, was deleted, ended or taken over there. Then nothing was written.
-INSERT INTO sessions (session_id, owner, epoch, created_at, updated_at)
-SELECT :session_id, :owner, :new_epoch, now, now FROM clock
+INSERT INTO sessions (session_id, owner, epoch, temporary, created_at, updated_at)
+SELECT :session_id, :owner, :new_epoch, :temporary, now, now FROM clock
 WHERE (:waits = 0 OR EXISTS (
     SELECT 1 FROM runs r
     WHERE r.run_id = :run_id AND r.attempt = :attempt AND r.status = 'queued'))

@@ -60,6 +60,7 @@ WHERE session_id = :session_id AND seq > :keep
 UPDATE sessions
 SET seq = min(seq, :keep),
     epoch = :new_epoch,
+    remembered_seq = min(remembered_seq, :keep),
     title = CASE WHEN :keep > 0 THEN title END,  -- it was made from what is gone
     approved_tools = CASE WHEN :keep > 0 THEN approved_tools ELSE '[]' END,
     updated_at = (SELECT now FROM clock)
@@ -79,6 +80,7 @@ WHERE session_id = :session_id AND seq > :item_seq
 UPDATE sessions
 SET seq = seq - 1,
     epoch = :new_epoch,
+    remembered_seq = min(remembered_seq, :item_seq - 1),
     title = CASE WHEN seq > 1 THEN title END,
     updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
@@ -88,8 +90,10 @@ RETURNING epoch, seq;
 -- Keeps the whole session as a fork under `fork_id`, then removes every item after seq `keep` here,
 -- if nothing changed since (epoch, seq) was read and no run has the session.
 INSERT INTO sessions
-  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at, expires_at)
-SELECT :fork_id, owner, title, metadata, :fork_epoch, seq, session_id, created_at, updated_at, expires_at
+  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at, expires_at,
+   temporary, set_aside, remembered_seq)
+SELECT :fork_id, owner, title, metadata, :fork_epoch, seq, session_id, created_at, updated_at, expires_at,
+       temporary, 1, seq
 FROM sessions
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq = :seq
   AND run_id IS NULL;
@@ -102,7 +106,8 @@ WHERE session_id = :session_id AND seq > :keep
   AND EXISTS (
     SELECT 1 FROM sessions f WHERE f.session_id = :fork_id AND f.epoch = :fork_epoch AND f.owner = :owner);
 UPDATE sessions
-SET seq = min(seq, :keep), epoch = :new_epoch, updated_at = (SELECT now FROM clock)
+SET seq = min(seq, :keep), epoch = :new_epoch, remembered_seq = min(remembered_seq, :keep),
+    updated_at = (SELECT now FROM clock)
 WHERE session_id = :session_id AND EXISTS (
     SELECT 1 FROM sessions f WHERE f.session_id = :fork_id AND f.epoch = :fork_epoch AND f.owner = :owner)
 RETURNING epoch, seq;
@@ -110,7 +115,7 @@ RETURNING epoch, seq;
 -- name: get_session
 -- One session of an owner, without its items.
 SELECT session_id, title, metadata, epoch, seq, run_id, open_run_id, open_hash, approved_tools, search_no,
-       parent_session_id, created_at, updated_at, expires_at
+       temporary, parent_session_id, created_at, updated_at, expires_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner;
 
 -- name: change_session
@@ -127,13 +132,13 @@ SET title = CASE WHEN :titled = 1 THEN :title ELSE title END,
       SELECT json_group_array(k.value) FROM json_each(sessions.approved_tools) k
       WHERE k.value IN (SELECT value FROM json_each(:tools))) END
 WHERE session_id = :session_id AND owner = :owner
-RETURNING session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id, created_at,
-          updated_at, expires_at;
+RETURNING session_id, title, metadata, epoch, seq, run_id, approved_tools, temporary, parent_session_id,
+          created_at, updated_at, expires_at;
 
 -- name: list_sessions
 -- An owner's sessions, last changed first, from behind the one named (all when it is '').
-SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id, created_at,
-       updated_at, expires_at
+SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, temporary, parent_session_id,
+       created_at, updated_at, expires_at
 FROM sessions
 WHERE owner = :owner
   AND (:after = '' OR (updated_at, session_id)
@@ -158,7 +163,11 @@ DELETE FROM approvals WHERE session_id IN
 DELETE FROM runs WHERE session_id IN
   (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
 DELETE FROM postings WHERE search_no IN
-  (SELECT search_no FROM sessions WHERE session_id = :session_id AND owner = :owner);
+  (SELECT search_no FROM sessions WHERE session_id = :session_id AND owner = :owner
+   UNION ALL SELECT search_no FROM memories WHERE source_session = :session_id AND owner = :owner);
+DELETE FROM memory_history WHERE owner = :owner AND (source_session = :session_id OR memory_id IN
+  (SELECT memory_id FROM memories WHERE source_session = :session_id AND owner = :owner));
+DELETE FROM memories WHERE source_session = :session_id AND owner = :owner;
 DELETE FROM items WHERE session_id IN
   (SELECT session_id FROM sessions WHERE session_id = :session_id AND owner = :owner);
 DELETE FROM sessions WHERE session_id = :session_id AND owner = :owner

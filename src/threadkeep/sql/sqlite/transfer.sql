@@ -5,16 +5,18 @@
 -- of the runs that made them is nothing to the copy. No row: there is no such session, or not that far on,
 -- or not in that epoch.
 INSERT INTO sessions
-  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at, expires_at)
-SELECT :fork_id, owner, title, metadata, :new_epoch, :keep, session_id, clock.now, clock.now, expires_at
+  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at, expires_at,
+   temporary, remembered_seq)
+SELECT :fork_id, owner, title, metadata, :new_epoch, :keep, session_id, clock.now, clock.now, expires_at,
+       temporary, :keep
 FROM sessions, clock
 WHERE session_id = :session_id AND owner = :owner AND epoch = :epoch AND seq >= :keep;
 INSERT INTO items (session_id, seq, data, run_id, created_at)
 SELECT f.session_id, i.seq, i.data, NULL, i.created_at
 FROM sessions f JOIN items i ON i.session_id = f.parent_session_id AND i.seq <= :keep
 WHERE f.session_id = :fork_id AND f.owner = :owner AND f.epoch = :new_epoch;
-SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id, created_at,
-       updated_at, expires_at
+SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, temporary, parent_session_id,
+       created_at, updated_at, expires_at
 FROM sessions WHERE session_id = :fork_id AND owner = :owner AND epoch = :new_epoch;
 
 -- name: stage_items
@@ -38,8 +40,8 @@ WHERE session_id = :staged_id
 -- Makes a session of the items that lie under `staged_id`, `count` of them. No row: its id is taken, by
 -- whomever, and nothing was changed.
 INSERT INTO sessions
-  (session_id, owner, title, metadata, epoch, seq, parent_session_id, created_at, updated_at)
-SELECT :session_id, :owner, :title, :metadata, :new_epoch, :count, :parent_session_id, :created_at,
+  (session_id, owner, title, metadata, epoch, seq, temporary, parent_session_id, created_at, updated_at)
+SELECT :session_id, :owner, :title, :metadata, :new_epoch, :count, :temporary, :parent_session_id, :created_at,
        :updated_at
 WHERE :count = (SELECT count(*) FROM items WHERE session_id = :staged_id)
   AND NOT EXISTS (SELECT 1 FROM items WHERE session_id = :session_id)
@@ -50,8 +52,8 @@ WHERE session_id = :staged_id
   AND EXISTS (
     SELECT 1 FROM sessions s
     WHERE s.session_id = :session_id AND s.owner = :owner AND s.epoch = :new_epoch);
-SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, parent_session_id, created_at,
-       updated_at, expires_at
+SELECT session_id, title, metadata, epoch, seq, run_id, approved_tools, temporary, parent_session_id,
+       created_at, updated_at, expires_at
 FROM sessions WHERE session_id = :session_id AND owner = :owner AND epoch = :new_epoch;
 
 -- name: assign_sessions

@@ -1,0 +1,8 @@
+-- Messages that are not recalled any more, since a memory that came from them was deleted: by their owner, their seq
+-- and when they were stored (ms since 1970), which they have in forks too.
+CREATE TABLE threadkeep.forgotten (
+  owner text NOT NULL,
+  seq bigint NOT NULL,
+  at bigint NOT NULL,
+  PRIMARY KEY (owner, seq, at)
+);
