@@ -21,7 +21,7 @@ from threadkeep.database import Database
 from threadkeep.errors import InvalidInputError
 from threadkeep.history import check_id
 from threadkeep.memory_form import shared_scope
-from threadkeep.memory_store import MemoryStore
+from threadkeep.memory_store import Likeness, MemoryStore
 from threadkeep.memory_tools import INSTRUCTIONS, memory_tools
 from threadkeep.recall import TOKENS, Recall
 from threadkeep.session import Session
@@ -60,11 +60,18 @@ class Memory(MemoryStore):
         super().__init__(database, scope)
 
     @classmethod
-    def of(cls, database: Database, user: str, shared: str | None = None) -> Memory:
+    def of(
+        cls,
+        database: Database,
+        user: str,
+        shared: str | None = None,
+        likeness: Likeness | None = None,
+    ) -> Memory:
         """The memories of a server's user; '' is the one user of a server without users."""
         memory = cls.__new__(cls)
         memory.user = user
-        MemoryStore.__init__(memory, database, shared_scope(shared) if shared else user)
+        scope = shared_scope(shared) if shared else user
+        MemoryStore.__init__(memory, database, scope, likeness)
         return memory
 
     def tools(self) -> list[FunctionTool]:

@@ -45,6 +45,12 @@ _PAGE = 200
 _FILTERED = 1_000
 """Of how many memories with words of a query it is looked at whether they may be found at all."""
 
+_ALIKE = 250
+"""How many of the newest that are pinned, and of the others, an embedding model looks at."""
+
+_BY_WORDS = 0.3
+"""What the words weigh beside it."""
+
 _ENDED = 20
 """How many that a search finds may have ended since they were indexed, without taking room."""
 
@@ -54,6 +60,7 @@ _TRIES = 50
 _WAIT_SECONDS = 0.02
 """Before it is tried again, at most: whoever waits for less is first."""
 
+_Scored = tuple[Row, float]
 _Postings = dict[str, list[tuple[int, str]]]
 
 
@@ -70,17 +77,23 @@ def _without(postings: _Postings, numbers: Set[int]) -> _Postings:
     }
 
 
+Likeness = Callable[[str, Sequence[str]], Awaitable[list[float] | None]]
+"""The likeness of texts to a query, from -1 to 1; None when it can't be told now."""
+
+
 class MemoryStore:
     """The memories of one owner.
 
     Args:
         database: Where they lie.
         owner: Whose; '' is the one user of a server without users.
+        likeness: How alike texts are to a query, by an embedding model; None: words alone tell.
     """
 
-    def __init__(self, database: Database, owner: str) -> None:
+    def __init__(self, database: Database, owner: str, likeness: Likeness | None = None) -> None:
         self.database = database
         self.owner = owner
+        self.likeness = likeness
 
     async def save(
         self,
@@ -215,20 +228,54 @@ class MemoryStore:
             postings = _without(postings, mentions.keys() - rows.keys())
             complete = complete and len(mentions) <= _FILTERED
         best = await self._best(query, postings, limit, rows)
+        if self.likeness is not None:
+            newest = [
+                row
+                for row in await self.latest(_ALIKE)
+                if (not under or row["path"].startswith(tuple(under)))
+                and pinned in (None, bool(row["pinned"]))
+            ]
+            best = await self._by_likeness(query, best, newest, limit)
         return [memory_object(row) | {"score": round(score, 4)} for row, score in best], complete
 
     async def find(self, query: str, limit: int) -> list[Row]:
         """What fits a query and holds now, the best first; rows of `read_memories`."""
         query = query[:MAX_QUERY]
         postings, _ = await self._postings(query)
-        return [row for row, _ in await self._best(query, postings, limit, {})]
+        best = await self._best(query, postings, limit, {})
+        if self.likeness is not None:
+            best = await self._by_likeness(query, best, await self.latest(_ALIKE), limit)
+        return [row for row, _ in best]
+
+    async def _by_likeness(
+        self, query: str, best: Sequence[_Scored], newest: Sequence[Row], limit: int
+    ) -> list[_Scored]:
+        """What fits by words, and the newest, by how alike the embedding model finds them and how
+        well the words fit, each scaled to 1; by words alone where it does not answer."""
+        rows = {row["memory_id"]: row for row in (*(row for row, _ in best), *newest)}
+        if not rows or self.likeness is None:
+            return list(best)
+        texts = [f"{row['description']}\n{row['contents']}" for row in rows.values()]
+        alike = await self.likeness(query, texts)
+        if alike is None:
+            return list(best)
+        most = max((score for _, score in best), default=0.0) or 1.0
+        fits = {row["memory_id"]: score / most for row, score in best}
+        low, high = min(alike), max(alike)
+        scores = {
+            memory_id: _BY_WORDS * fits.get(memory_id, 0.0)
+            + (1 - _BY_WORDS) * (value - low) / ((high - low) or 1.0)
+            for memory_id, value in zip(rows, alike, strict=True)
+        }
+        order = sorted(rows, key=lambda memory_id: (-round(scores[memory_id], 9), memory_id))
+        return [(rows[memory_id], scores[memory_id]) for memory_id in order[:limit]]
 
     async def _best(
         self, query: str, postings: _Postings, limit: int, rows: Mapping[int, Row]
-    ) -> list[tuple[Row, float]]:
+    ) -> list[_Scored]:
         """What fits a query best and holds now, with its score. Where what does not hold leaves
         room, that is taken out and the others are ranked again. `rows` were read before."""
-        held: list[tuple[Row, float]] = []
+        held: list[_Scored] = []
         for most in (limit + _ENDED, _FILTERED, limit):
             ranked = await _ranked(query, postings, most)
             numbers = [number for number, _ in ranked]

@@ -14,6 +14,7 @@ from agents import Agent, Model, ModelProvider, OpenAIProvider
 from agents.models import get_default_model
 from openai import AsyncOpenAI
 
+from threadkeep.embeddings import Embeddings
 from threadkeep.errors import ModelError, SettingsError
 from threadkeep.serving_endpoints import DEFAULT_MODEL, PREFIX, ServingEndpoints, require_sdk
 from threadkeep.settings import Settings
@@ -38,6 +39,7 @@ class Models(ModelProvider):
         self._settings = settings
         self._openai: OpenAIProvider | None = None
         self._endpoints: ServingEndpoints | None = None
+        self._client: AsyncOpenAI | None = None
         self._local: LocalRuntime | None = None
         self._default = settings.agent_model or self._fallback()
         if self._default == PREFIX:
@@ -102,6 +104,8 @@ class Models(ModelProvider):
             await self._endpoints.aclose()
         if self._openai:
             await self._openai.aclose()
+        if self._client:
+            await self._client.close()
 
     def _fallback(self) -> str:
         if self._settings.databricks_host:
@@ -109,18 +113,46 @@ class Models(ModelProvider):
         remote = self._settings.openai_api_key or self._settings.openai_base_url
         return get_default_model() if remote else "local"
 
+    def embeddings(self) -> Embeddings | None:
+        """The embedding model that is set, if one is.
+
+        Raises:
+            SettingsError: It is behind a server for which there is neither a key nor an address, or
+                one of Databricks, whose SDK is not installed.
+        """
+        name = self._settings.embedding_model
+        if name is None:
+            return None
+        if name.startswith(PREFIX):
+            require_sdk(SettingsError)
+            self._endpoints = self._endpoints or ServingEndpoints(self._settings.databricks_host)
+            return Embeddings(name.removeprefix(PREFIX), self._endpoints.client)
+        if not self._settings.openai_api_key and not self._settings.openai_base_url:
+            raise SettingsError(
+                "EMBEDDING_MODEL needs OPENAI_API_KEY or OPENAI_BASE_URL to be set. A serving "
+                f"endpoint of Databricks is named databricks/{name}."
+            )
+
+        async def client() -> AsyncOpenAI:
+            return self._openai_client()
+
+        return Embeddings(name, client)
+
+    def _openai_client(self) -> AsyncOpenAI:
+        if self._client is None:
+            self._client = AsyncOpenAI(
+                # Servers of one's own often want no key, but the client insists on one.
+                api_key=self._settings.openai_api_key or "none",
+                base_url=self._settings.openai_base_url,
+            )
+        return self._client
+
     def _openai_provider(self) -> OpenAIProvider:
         if self._openai is None:
-            settings = self._settings
-            default_api = "chat_completions" if settings.openai_base_url else "responses"
-            client = AsyncOpenAI(
-                # Servers of one's own often want no key, but the client insists on one.
-                api_key=settings.openai_api_key or "none",
-                base_url=settings.openai_base_url,
-            )
+            default_api = "chat_completions" if self._settings.openai_base_url else "responses"
             self._openai = OpenAIProvider(
-                openai_client=client,
-                use_responses=(settings.openai_api or default_api) == "responses",
+                openai_client=self._openai_client(),
+                use_responses=(self._settings.openai_api or default_api) == "responses",
             )
         return self._openai
 

@@ -120,6 +120,7 @@ class Settings(DatabaseSettings):
     approval_webhook_url: str | None = Field(None, alias="APPROVAL_WEBHOOK_URL", repr=False)
     approval_webhook_secret: str | None = Field(None, alias="APPROVAL_WEBHOOK_SECRET", repr=False)
     memory_recall_tokens: int | None = Field(None, alias="MEMORY_RECALL_TOKENS", ge=0, le=20_000)
+    embedding_model: str | None = Field(None, alias="EMBEDDING_MODEL")
     memory_extraction: Literal["on", "off"] = Field("off", alias="MEMORY_EXTRACTION")
     trust_proxy_headers: bool = Field(False, alias="THREADKEEP_TRUST_PROXY_HEADERS")
     api_keys: str | None = Field(None, alias="THREADKEEP_API_KEYS", repr=False)

@@ -103,6 +103,9 @@ def create_app(
         facts_only=models.is_local,
         shared_memory=shared_memory,
     )
+    embeddings = models.embeddings()
+    app.state.likeness = embeddings and embeddings.likeness
+    app.state.run_requests.likeness = app.state.likeness
     for part in (responses, sessions, memories, approvals, health):
         app.include_router(part.router)
     app.include_router(pages.docs_router)

@@ -32,7 +32,7 @@ def _storable(memory_id: str) -> str:
 
 
 def _store(request: Request, owner: Owner) -> MemoryStore:
-    return MemoryStore(request.app.state.database, owner)
+    return MemoryStore(request.app.state.database, owner, request.app.state.likeness)
 
 
 MemoryId = Annotated[str, Depends(_storable)]

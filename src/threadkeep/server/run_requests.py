@@ -14,6 +14,7 @@ from threadkeep.database import Database
 from threadkeep.errors import AgentCodeError, InvalidInputError
 from threadkeep.history import check_id, json_text
 from threadkeep.memory import Memory
+from threadkeep.memory_store import Likeness
 from threadkeep.recall import TOKENS, Recall
 from threadkeep.run_request import Concurrency, OneContext, RunRequest
 from threadkeep.runs import continuation_key
@@ -64,9 +65,11 @@ class RunRequests:
     Attributes:
         models: As above.
         database: Where memories are; set once it is open.
+        likeness: How an embedding model finds memories, if one is set.
     """
 
     database: Database
+    likeness: Likeness | None = None
 
     def __init__(
         self,
@@ -153,12 +156,12 @@ class RunRequests:
 
     def context(self, body: ResponsesRequest, session_id: str, owner: str) -> AgentContext:
         """What a run is about."""
-        own = Memory.of(self.database, owner)
+        own = Memory.of(self.database, owner, likeness=self.likeness)
         context = AgentContext(session_id, owner or None, body, own)
         shared = self._shared_memory(context) if self._shared_memory else None
         if shared is None:
             return context
-        return replace(context, memory=Memory.of(self.database, owner, shared))
+        return replace(context, memory=Memory.of(self.database, owner, shared, self.likeness))
 
     def restore(self, session_id: str, owner: str, row: Mapping[str, Any]) -> RunRequest:
         """The request of a stored run, to be made again.
