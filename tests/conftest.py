@@ -210,10 +210,19 @@ def as_service_principal(workspace: LakebaseStandIn, monkeypatch: pytest.MonkeyP
     return client_id
 
 
-@pytest.fixture(params=["sqlite", "postgres", "lakebase"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    """A database of each kind in turn: nothing is stored there."""
-    return new_backend(request, tmp_path)
+def backends(*kinds: str) -> Any:
+    """A fixture `backend`: a database of each kind in turn, where nothing is stored. A file that
+    tells nothing of Lakebase, which is a Postgres that others let in to, may have one of its own.
+    """
+
+    @pytest.fixture(params=kinds)
+    def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+        return new_backend(request, tmp_path)
+
+    return backend
+
+
+backend = backends("sqlite", "postgres", "lakebase")
 
 
 @pytest.fixture(params=["sqlite", "postgres", "lakebase"])

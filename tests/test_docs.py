@@ -153,6 +153,7 @@ def test_the_curl_commands_about_memory(running_app: RunningApp, tmp_path: Path)
     assert done.stdout.count('"path":"/memories/diet.md"') == 3
 
 
+@pytest.mark.prove
 def test_the_conformance_snippets(tmp_path: Path) -> None:
     """Both find in the SDK's SQLiteSession what the table says, but for what needs damage."""
     script, tests = blocks("python", CONFORMANCE)

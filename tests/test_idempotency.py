@@ -12,7 +12,9 @@ from openai import OpenAI
 
 from tests.backends import Backend
 from tests.client import ask, client_of, contents, events_of, follow, session_of
-from tests.conftest import RunningApp, environment
+from tests.conftest import RunningApp, backends, environment
+
+backend = backends("sqlite", "postgres")
 
 
 @pytest.fixture

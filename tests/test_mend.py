@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from tests.backends import Backend
 from tests.client import ask, client_of, text_of_response
-from tests.conftest import RunningApp, run_app
+from tests.conftest import RunningApp, backends, run_app
 from threadkeep import Session
 from threadkeep.connect import connect
 from threadkeep.database import Database
@@ -37,6 +37,8 @@ from threadkeep.errors import DatabaseBusyError
 from threadkeep.history import encode_items, new_epoch
 from threadkeep.mend import UNKNOWN_OUTCOME, Flaw, mend, mended
 from threadkeep.settings import DatabaseSettings
+
+backend = backends("sqlite", "postgres")
 
 QUIET = RunConfig(tracing_disabled=True)
 

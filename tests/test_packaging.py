@@ -18,7 +18,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OF_THE_SDK = [
     "test_approval_agents.py",
     "test_call_ids.py",
-    "test_failed_turns.py",
     "test_memory.py",
     "test_mend.py",
     "test_openai_client.py",

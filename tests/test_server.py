@@ -23,8 +23,10 @@ from tests.client import (
     stream,
     text_of_response,
 )
-from tests.conftest import RunningApp, run_app
+from tests.conftest import RunningApp, backends, run_app
 from threadkeep.server.run_requests import RunRequests
+
+backend = backends("sqlite", "postgres")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.backends import Backend, Postgres, SQLite, new_postgres
+from tests.conftest import backends
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.test_commands import Folder, settings_of
 from tests.test_mend import PARTS, call, closing, output, said, thought, user
@@ -24,6 +25,8 @@ from threadkeep.history import encode_items, new_epoch
 from threadkeep.mend import mended
 from threadkeep.session_doctor import Checkup, SilentRun, examine, silent_runs
 from threadkeep.settings import DatabaseSettings
+
+backend = backends("sqlite", "postgres")
 
 
 @pytest.fixture
