@@ -68,7 +68,7 @@ class TestWhatIsShown:
         conversation = read([user("Hi"), assistant("Hello"), Reminder(notes), user("Dinner?")])
         first, *examples, hi, hello, facts, question = conversation.shown("Be kind.")
         assert first == Message("system", "Be kind.")
-        assert [message.role for message in examples] == ["system", *["user", "assistant"] * 3]
+        assert [message.role for message in examples] == ["system", *["user", "assistant"] * 4]
         assert (hi.text, hello.text, question.text) == ("Hi", "Hello", "Dinner?")
         assert facts.text.splitlines()[:2] == ["Facts about the user:", "- I am vegan"]
         assert "beef" not in facts.text

@@ -25,7 +25,7 @@ from threadkeep.passages import Found, Passage, find_passages
 from threadkeep.reminder import Note, Reminder, fitting
 from threadkeep.session import NEWEST
 from threadkeep.titles import text_of
-from threadkeep.words import words_of
+from threadkeep.words import says_of_self, words_of
 
 TOKENS = 1500
 """How many tokens a reminder has at most, about."""
@@ -64,8 +64,8 @@ class Recall:
         tokens: How many tokens it may have, about; 0: it recalls nothing.
         temporary: Whether nothing is to be recalled or remembered.
         keeps: Whether something may be remembered.
-        facts_only: Whether of past sessions only what users said of themselves is recalled, which
-            is what the embedded model is given.
+        facts_only: Whether of past sessions only what users said of themselves is recalled, and
+            that not when they say more of it: so it is for the embedded model.
         then: Another filter, which has the input after this one.
     """
 
@@ -138,6 +138,8 @@ class Recall:
     async def _remind(self, question: str, present: set[str]) -> Reminder | None:
         if self.temporary or not self._tokens:
             return None
+        if self._facts_only and says_of_self(self._asked or ""):
+            return None  # whoever tells something asks for nothing
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 may_recall, notes = await asyncio.gather(

@@ -218,9 +218,11 @@ def _facts(*facts: str) -> str:
 
 
 # With none of them this model names what somebody can't eat in half of its suggestions for dinner,
-# with two in one of seven, with these in none of 14.
+# with some in one of seven, with these in none of 14. The first is so that it answers a greeting.
 _REMINDED = [
     Message("system", _facts("I drink no alcohol.", "My son Tom is 7 and loves trains.")),
+    Message("user", "Hello, I am learning Italian!"),
+    Message("assistant", "Hello! Good luck with your Italian."),
     Message("user", "Suggest a drink."),
     Message("assistant", "Fresh orange juice with mint."),
     Message("user", "What could I do with my son on Sunday?"),
