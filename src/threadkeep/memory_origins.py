@@ -16,7 +16,7 @@ from typing import Any
 from threadkeep.reminder import Note, Reminder, user_lines
 from threadkeep.search_index import DOCUMENT_CHARACTERS
 from threadkeep.titles import text_of
-from threadkeep.words import negates, words_of
+from threadkeep.words import negates, terms_of
 
 OWN_TOOLS = frozenset(
     f"{what}_{noun}"
@@ -176,7 +176,7 @@ class Origins:
 
 def claims(text: str) -> set[str]:
     """The words of a text, with `NEGATION` where it says no."""
-    words = {term for _, _, term in words_of(text)}
+    words = terms_of(text)
     return words | {NEGATION} if words and negates(text) else words
 
 

@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from threadkeep.words import words_of
+from threadkeep.words import terms_of, words_of
 
 MAX_WORDS = 40
 """Of a query; what comes behind them is left out."""
@@ -95,7 +95,7 @@ def entries(path: str, description: str, contents: str, keywords: Sequence[str])
         it is in. With a form of a name's word: where its letter was left out, and the names.
     """
     title, text = f"{path} {description}", f"{contents} {_spelled_out(contents)}"
-    titled = {term for _, _, term in words_of(f"{title} {_spelled_out(title)}")}
+    titled = terms_of(f"{title} {_spelled_out(title)}")
     counts = Counter(term for _, _, term in words_of(text))
     names: dict[str, list[str]] = defaultdict(list)
     forms: dict[str, list[str]] = defaultdict(list)

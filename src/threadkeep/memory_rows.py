@@ -41,6 +41,11 @@ def memory_object(row: Row) -> dict[str, Any]:
     }
 
 
+def text_of_memory(description: str, contents: str) -> str:
+    """What a memory says, in one text."""
+    return f"{description}\n{contents}" if contents else description
+
+
 def version_object(row: Row) -> dict[str, Any]:
     """What a memory was before, as the API gives it; times in seconds.
 

@@ -25,7 +25,7 @@ from threadkeep.history import decode_item
 from threadkeep.memory_form import NO_SOURCE, Draft, Source, check_path, path_for
 from threadkeep.memory_index import now_ms, path_key, scope_of, write_indexed
 from threadkeep.memory_ranking import query_terms, rank
-from threadkeep.memory_rows import draft_of, legible, memory_object, version_object
+from threadkeep.memory_rows import draft_of, legible, memory_object, text_of_memory, version_object
 from threadkeep.response_events import new_id
 from threadkeep.titles import text_of
 
@@ -255,7 +255,7 @@ class MemoryStore:
         rows = {row["memory_id"]: row for row in (*(row for row, _ in best), *newest)}
         if not rows or self.likeness is None:
             return list(best)
-        texts = [f"{row['description']}\n{row['contents']}" for row in rows.values()]
+        texts = [text_of_memory(row["description"], row["contents"]) for row in rows.values()]
         alike = await self.likeness(query, texts)
         if alike is None:
             return list(best)

@@ -7,9 +7,8 @@ words, or at least not be that of a tool (memory_origins.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from agents import FunctionTool, UserError, function_tool
@@ -27,11 +26,11 @@ from threadkeep.memory_form import MAX_CONTENTS, Draft, Source, check_path, is_p
 from threadkeep.memory_store import MemoryStore
 from threadkeep.passages import search_passages
 from threadkeep.recall import Recall
-from threadkeep.reminder import Note
+from threadkeep.reminder import Note, day
 from threadkeep.replay import idempotent
 from threadkeep.session import NEWEST
 from threadkeep.tool_names import FOR_LARGER_MODELS
-from threadkeep.words import words_of
+from threadkeep.words import terms_of
 
 INSTRUCTIONS = (
     "You remember the user across conversations. When the user tells a lasting fact or preference "
@@ -291,10 +290,10 @@ async def _source(store: MemoryStore, recall: Recall, user: str | None) -> Sourc
 
 async def _similar(store: MemoryStore, path: str, description: str) -> str:
     """Of the newest memories those that may say the same, or the contrary."""
-    words = _words([description])
+    words = terms_of(description)
     likeness: dict[str, float] = {}
     for row in await store.latest(_COMPARED):
-        others = _words([row["description"]])
+        others = terms_of(row["description"])
         if row["path"] != path and words & others:
             likeness[_listed(row)] = len(words & others) / len(words | others)
     lines = [line for line in likeness if likeness[line] >= _SIMILAR]
@@ -368,18 +367,14 @@ async def _check_wish(recall: Recall, memory: Mapping[str, Any]) -> None:
         raise _RefusedError(_NOT_ASKED)
 
 
-def _words(texts: Iterable[str]) -> set[str]:
-    return {term for text in texts for _, _, term in words_of(text)}
-
-
 def _listed(memory: Mapping[str, Any]) -> str:
     more = " (has contents: get_memory)" if memory["contents"] else ""
     return f"- {memory['path']}: {memory['description']}{more}"
 
 
 def _told(memory: Mapping[str, Any], most: int = MAX_CONTENTS) -> str:
-    since, until = _day(memory["valid_from"]), memory["valid_to"]
-    held = f"since {since}" if until is None else f"from {since} to {_day(until)}"
+    since, until = day(memory["valid_from"] * 1000), memory["valid_to"]
+    held = f"since {since}" if until is None else f"from {since} to {day(until * 1000)}"
     contents = memory["contents"]
     if len(contents) > most:
         contents = contents[:most] + " … (get_memory has all)"
@@ -388,9 +383,5 @@ def _told(memory: Mapping[str, Any], most: int = MAX_CONTENTS) -> str:
 
 
 def _was(version: Mapping[str, Any]) -> str:
-    held = f"{_day(version['valid_from'])} to {_day(version['valid_to'])}"
+    held = f"{day(version['valid_from'] * 1000)} to {day(version['valid_to'] * 1000)}"
     return f"Before that, from {held}: {version['description']}"
-
-
-def _day(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).date().isoformat()

@@ -145,16 +145,17 @@ async def find_passages(
     spans = list(words_of(query))
     words = list(dict.fromkeys(term for _, _, term in spans))[:MAX_WORDS]
     names = list(dict.fromkeys(author_term(query[start:end]) for start, end, _ in spans))
-    marks = [*([SELF] if statements else []), *names[:MAX_WORDS]]
+    names = names[:MAX_WORDS]
+    marks = [*names, *([SELF] if statements else [])]
     newest, marked = await asyncio.gather(
         _newest(database, owner, words, left_out, SHARES[0] // max(1, len(words))),
         _newest(database, owner, marks, left_out, max(PART, 2 * statements)),
     )
+    of_self: list[int] = []
     if statements:
-        said_of_self = hits_of([row for row in marked if row["place"] == 0], 1)[0][0]
-        marked = [dict(row) | {"place": row["place"] - 1} for row in marked if row["place"]]
-    of_self = sorted(said_of_self, reverse=True)[: 2 * statements] if statements else []
-    ranked, is_whole = await _best(database, owner, words, names, newest, marked, 2 * limit)
+        of_self = sorted(hits_of(marked, len(marks))[0][-1], reverse=True)[: 2 * statements]
+    named = [row for row in marked if row["place"] < len(names)]
+    ranked, is_whole = await _best(database, owner, words, names, newest, named, 2 * limit)
     places = dict.fromkeys([*(place for place, _ in ranked), *of_self])
     found = await _passages(database, owner, list(places), dict(ranked), set(words))
     return Found(

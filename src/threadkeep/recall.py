@@ -20,6 +20,7 @@ from threadkeep.database import Row
 from threadkeep.errors import DatabaseError
 from threadkeep.history import decode_item
 from threadkeep.memory_origins import Origins
+from threadkeep.memory_rows import text_of_memory
 from threadkeep.memory_store import MemoryStore
 from threadkeep.passages import Found, Passage, find_passages
 from threadkeep.reminder import Note, Reminder, fitting
@@ -251,18 +252,13 @@ async def _past(store: MemoryStore, question: str, user: str | None, without: st
     )
 
 
-def memory_text(row: Row) -> str:
-    """What a memory says, in one text."""
-    return f"{row['description']}\n{row['contents']}" if row["contents"] else row["description"]
-
-
 def _memory_note(row: Row) -> Note:
     was = None
     if row["was"] is not None:
-        before = f"{row['was']}\n{row['was_contents']}" if row["was_contents"] else row["was"]
-        was = (before, row["was_from"])
+        was = (text_of_memory(row["was"], row["was_contents"]), row["was_from"])
     reference = {"memory": row["memory_id"], "version": row["version"]}
-    return Note(memory_text(row), row["valid_from"], "", reference, was)
+    text = text_of_memory(row["description"], row["contents"])
+    return Note(text, row["valid_from"], "", reference, was)
 
 
 def _passage_note(one: Passage) -> Note:

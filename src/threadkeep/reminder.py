@@ -40,15 +40,13 @@ class Note:
 
     def line(self) -> str:
         """It as the model sees it, on one line."""
-        day = _day(self.time)
+        on = day(self.time)
         if self.speaker:
-            return f"- {day}, {_SAID[self.speaker]} {quoted(self.text)}"
+            return f"- {on}, {_SAID[self.speaker]} {quoted(self.text)}"
         before = ""
         if self.was is not None:
-            before = (
-                f" (before that, from {_day(self.was[1])} to {day}: {quoted(self.was[0], 120)})"
-            )
-        return f"- since {day}: {quoted(self.text)}{before}"
+            before = f" (before that, from {day(self.was[1])} to {on}: {quoted(self.was[0], 120)})"
+        return f"- since {on}: {quoted(self.text)}{before}"
 
 
 class Reminder(dict[str, Any]):
@@ -95,5 +93,6 @@ def quoted(text: str, most: int = TEXT_LENGTH) -> str:
     return f'"{text if len(text) <= most else text[: most - 1] + "…"}"'
 
 
-def _day(time: int) -> str:
+def day(time: int) -> str:
+    """The day of a time that is given in ms since 1970."""
     return datetime.fromtimestamp(time / 1000, UTC).date().isoformat()

@@ -124,6 +124,11 @@ def words_of(text: str) -> Iterator[tuple[int, int, str]]:
             place += len(part)
 
 
+def terms_of(text: str) -> set[str]:
+    """The words of a text, in the form in which they are compared."""
+    return {term for _, _, term in words_of(text)}
+
+
 def query_words(query: str) -> tuple[list[str], str]:
     """What a query looks for.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from threadkeep.errors import InvalidInputError, MemoryNotFoundError
 from threadkeep.history import check_id, json_text
@@ -16,7 +16,7 @@ from threadkeep.memory_form import MAX_TIME_MS, Draft
 from threadkeep.memory_store import MAX_QUERY, MemoryStore
 from threadkeep.server.lists import page_of
 from threadkeep.server.responses import MAX_CURSOR, Owner
-from threadkeep.server.sessions import JSON_LINES
+from threadkeep.server.sessions import JSON_LINES, Body
 
 router = APIRouter(tags=["memories"])
 
@@ -38,10 +38,6 @@ def _store(request: Request, owner: Owner) -> MemoryStore:
 MemoryId = Annotated[str, Depends(_storable)]
 Store = Annotated[MemoryStore, Depends(_store)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_TIME_MS // 1000)]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 @router.get("/memories")
@@ -68,7 +64,7 @@ async def list_memories(
     return page_of(found, limit) | {"complete": complete}
 
 
-class NewMemory(_Body):
+class NewMemory(Body):
     """The body of `POST /memories`."""
 
     path: str | None = Field(
@@ -137,7 +133,7 @@ async def get_memory(memory_id: MemoryId, store: Store) -> Response:
     return Response(json_text(memory), media_type="application/json")
 
 
-class MemoryChange(_Body):
+class MemoryChange(Body):
     """The body of `PATCH /memories/{id}`. What is left out stays as it is."""
 
     description: str = Field(default="", description="What is to be remembered, in one line.")

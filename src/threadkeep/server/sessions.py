@@ -43,7 +43,9 @@ def _storable(session_id: str) -> str:
 SessionId = Annotated[str, Depends(_storable)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A body that holds what is named, in its own type, and no more."""
+
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
@@ -83,14 +85,14 @@ async def get_session(session_id: SessionId, request: Request, owner: Owner) -> 
     return await stored_sessions.get_session(_database(request), session_id, owner)
 
 
-class Tool(_Body):
+class Tool(Body):
     """A tool of an agent."""
 
     agent: str
     name: str
 
 
-class SessionChange(_Body):
+class SessionChange(Body):
     """The body of `PATCH /sessions/{id}`. What is left out stays as it is."""
 
     title: str | None = Field(
@@ -149,7 +151,7 @@ async def change_session(
 Seq = Annotated[int, Field(ge=1, le=MAX_CURSOR)]
 
 
-class ForkRequest(_Body):
+class ForkRequest(Body):
     """The body of `POST /sessions/{id}/fork`."""
 
     up_to: Seq | None = Field(
@@ -169,7 +171,7 @@ async def fork_session(
     )
 
 
-class RewindRequest(_Body):
+class RewindRequest(Body):
     """The body of `POST /sessions/{id}/rewind`."""
 
     to: Seq = Field(description="The seq of the first item that goes.")
