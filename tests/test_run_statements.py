@@ -150,3 +150,36 @@ async def test_ended_runs_cost_nothing(database: Database, place: Postgres) -> N
     after = await read()
     await other.close()
     assert after - before < 100, f"{after - before} rows of runs were read"
+
+
+async def test_a_run_that_is_lost_just_while_somebody_looks_can_still_be_written(
+    database: Database, place: Postgres
+) -> None:
+    """One is lost at each moment of a look, when its session may have been looked at already: both
+    are of the same attempt all the same, or else nobody could write it ever again."""
+
+    async def look() -> int:
+        return len(
+            await database.call("claim_lost_run", stale_after=60_000, checkpoint_version=0, own=[])
+        )
+
+    for _ in range(10):  # Postgres makes its plan, which it keeps, while there are no runs
+        assert await look() == 0
+    place.execute(
+        "INSERT INTO threadkeep.sessions (session_id, owner, epoch, run_id, run_attempt, "
+        "run_alive_at, created_at, updated_at) "
+        "SELECT n, '', 1, n, 1, now() - interval '59 s' + n * interval '1 ms', now(), now() "
+        "FROM generate_series(1, 2000) n;"
+        "INSERT INTO threadkeep.runs (run_id, session_id, owner, status, request_hash, request, "
+        "journal_id, alive_at, created_at) "
+        "SELECT run_id, session_id, '', 'in_progress', '', '{}', run_id, run_alive_at, created_at "
+        "FROM threadkeep.sessions"
+    )
+    claimed = 0
+    while claimed < 100:
+        claimed += await look()
+    other = await asyncpg.connect(place.url)
+    both = "threadkeep.runs r JOIN threadkeep.sessions s USING (run_id)"
+    assert await other.fetchval(f"SELECT sum(attempt - 1) FROM {both}") == claimed > 0
+    assert await other.fetchval(f"SELECT count(*) FROM {both} WHERE attempt <> run_attempt") == 0
+    await other.close()

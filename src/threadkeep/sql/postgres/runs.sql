@@ -364,28 +364,28 @@ UPDATE threadkeep.runs SET alive_at = clock_timestamp() - :stale_after::bigint *
 WHERE run_id = :run_id AND owner = :owner AND attempt = :attempt AND finished_at IS NULL;
 
 -- name: claim_lost_run
--- Takes over one run whose process gave no sign of life for `stale_after` ms; it is the next attempt's
--- then. Not one of `own`, which the caller works on: it was only busy; nor one that goes on from a
--- checkpoint that only newer releases know. `has_session`: whether it has its session still.
+-- Takes over one run whose process gave no sign of life for `stale_after` ms, for its next attempt; not one
+-- of `own`, which the caller works on, nor from a checkpoint that only newer releases know. `has_session`:
+-- whether it has its session still. One time for all: Postgres may look at the session later than at the run.
 WITH lost AS MATERIALIZED (
-  SELECT r.run_id, r.session_id, r.status FROM threadkeep.runs r
+  SELECT r.run_id, r.session_id, r.status, r.attempt + 1 AS attempt FROM threadkeep.runs r
   WHERE r.finished_at IS NULL AND r.request IS NOT NULL
-    AND r.alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms'
+    AND r.alive_at <= statement_timestamp() - :stale_after::bigint * interval '1 ms'
     AND r.checkpoint_version <= :checkpoint_version::bigint
     AND r.run_id <> ALL (:own::text[])
   ORDER BY random() LIMIT 1),  -- not the one that all the others try for
 session AS (
   UPDATE threadkeep.sessions s
-  SET run_attempt = s.run_attempt + 1, run_alive_at = clock_timestamp()
+  SET run_attempt = lost.attempt, run_alive_at = clock_timestamp()
   FROM lost
   WHERE lost.status = 'in_progress' AND s.session_id = lost.session_id AND s.run_id = lost.run_id
-    AND s.run_alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms'
+    AND s.run_alive_at <= statement_timestamp() - :stale_after::bigint * interval '1 ms'
   RETURNING s.run_id)
 UPDATE threadkeep.runs r
-SET attempt = r.attempt + 1, alive_at = clock_timestamp()
+SET attempt = lost.attempt, alive_at = clock_timestamp()
 FROM lost
 WHERE r.run_id = lost.run_id AND r.finished_at IS NULL AND r.status = lost.status
-  AND r.alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms'
+  AND r.attempt < lost.attempt AND r.alive_at <= statement_timestamp() - :stale_after::bigint * interval '1 ms'
   AND (r.status = 'queued' OR EXISTS (SELECT FROM session) OR NOT EXISTS (
     SELECT 1 FROM threadkeep.sessions s WHERE s.session_id = r.session_id AND s.run_id = r.run_id))
 RETURNING r.run_id, r.session_id, r.owner, r.status, r.idempotency_key, r.request_hash, r.request,
