@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -358,3 +359,21 @@ async def test_who_goes_away_breaks_nothing(database: Postgres) -> None:
         await asyncio.gather(*sleeping, return_exceptions=True)
     assert await one.call("get_session", session_id="s", owner="") == []
     await one.close()
+
+
+async def test_who_goes_away_while_a_connection_opens_leaves_no_error(database: Postgres) -> None:
+    """At whichever step of that: asyncio would log what nobody looks at."""
+    logged: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, what: logged.append(what))
+    for steps in range(50):
+        one = PostgresDatabase(UrlServer(database.url), migrates=False)
+        opening = asyncio.create_task(one.open())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await one.close()
+    await asyncio.sleep(0.1)
+    gc.collect()
+    assert logged == []

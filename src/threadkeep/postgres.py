@@ -387,15 +387,27 @@ class _Pool:
 
     async def _connect(self, *_: Any, **options: Any) -> Any:
         login = await self._server.login()
-        try:
-            return await asyncpg.connect(
+        connecting = asyncio.create_task(
+            asyncpg.connect(
                 **login,
                 **options,
                 timeout=_CONNECT_SECONDS,
                 statement_cache_size=100 if self._server.prepares else 0,
             )
+        )
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:  # asyncpg would leave an error behind that asyncio logs
+            connecting.add_done_callback(_hang_up)
+            raise
         except TimeoutError as error:  # which would look as if no connection had been free
             raise ConnectionRefusedError from error
+
+
+def _hang_up(connecting: asyncio.Task[Any]) -> None:
+    """Closes a connection that nobody waits for any more."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().terminate()
 
 
 async def _in_transaction(connection: Any, work: Callable[[Any], Awaitable[T]]) -> T:
