@@ -100,6 +100,15 @@ class Checks:
                     other.asked = True
                     other.may_go = other.may_go or run.request.concurrency == "rollback"
         known = Known(run, len(self._runs), replica)
+        if run.request.goes_on_from:  # it may get in before one that has come and pushes
+            others = [*self._unfinished_here(), *(other.run for other in self.unfinished())]
+            pushing = {
+                other.request.concurrency
+                for other in others
+                if other.request.session_id == known.name and not other.request.goes_on_from
+            }
+            known.asked = bool(pushing & {"interrupt", "rollback"})
+            known.may_go = "rollback" in pushing
         self._at_work.add(run.run_id)
         return self._runs.setdefault(run.run_id, known)
 
