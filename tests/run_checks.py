@@ -301,9 +301,11 @@ class Checks:
         tools = [step for step in tables.tools if step["journal_id"] == run["journal_id"]]
         if known.mixed or name in self._popped:
             return
-        if run["status"] == "failed" and not tools and not run["checkpoint_run_id"]:
-            why = tables.events[run["run_id"]][-1]["response"]["error"]
-            assert not items, f"a turn that failed before any tool left {items}: {why}"
+        last = tables.events[run["run_id"]][-1]["response"]
+        # Where a process dies just then, a call is told and the model is asked for it once more.
+        called = tools or any("call_id" in item for item in last["output"])
+        if run["status"] == "failed" and not called and not run["checkpoint_run_id"]:
+            assert not items, f"a turn that failed before any tool left {items}: {last['error']}"
         elif run["status"] == "cancelled" and known.undone:
             assert not items, f"a turn that was rolled back left {items}"
         elif items or not self._may_be_gone(tables, run):
