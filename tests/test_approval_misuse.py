@@ -56,6 +56,21 @@ def tried(client: httpx.Client, approval_id: str) -> tuple[int, str]:
     return refusal(direct)
 
 
+def test_what_a_database_can_not_hold(client: httpx.Client, approval_id: str) -> None:
+    """Nothing has such an id; a reason must be another one."""
+    gone = [
+        client.get("/approvals/%00"),
+        client.post("/approvals/%00", json={"approve": True}),
+        client.get("/responses/%00"),
+        client.post("/responses/%00/cancel"),
+    ]
+    assert {refusal(reply) for reply in gone} == {(404, "not_found")}
+    wish = {"approve": False, "reason": "a\0b"}
+    assert client.post(f"/approvals/{approval_id}", json=wish).status_code == 400
+    assert answer(client, {"approval_request_id": approval_id} | wish).status_code == 400
+    assert decide(client, approval_id, approve=False)["status"] == "rejected"
+
+
 @pytest.mark.parametrize("approve", [True, False])
 def test_decided_twice(
     client: httpx.Client, approval_id: str, shop: Workshop, approve: bool

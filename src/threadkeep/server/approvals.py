@@ -11,6 +11,7 @@ from threadkeep.approvals import Status, Verdict, decide, get_approval, list_app
 from threadkeep.history import check_id, check_json
 from threadkeep.server.identity import owner_of
 from threadkeep.server.lists import page_of
+from threadkeep.server.paths import ApprovalId
 from threadkeep.server.requests import MAX_REASON
 
 router = APIRouter(tags=["approvals"])
@@ -59,14 +60,14 @@ async def get_approvals(
 
 
 @router.get("/approvals/{approval_id}")
-async def get_one(approval_id: str, request: Request, owner: Owner) -> dict[str, Any]:
+async def get_one(approval_id: ApprovalId, request: Request, owner: Owner) -> dict[str, Any]:
     """One approval."""
     return await get_approval(request.app.state.database, approval_id, owner)
 
 
 @router.post("/approvals/{approval_id}")
 async def decide_one(
-    approval_id: str, decision: Decision, request: Request, owner: Owner
+    approval_id: ApprovalId, decision: Decision, request: Request, owner: Owner
 ) -> dict[str, Any]:
     """Decides an approval, once.
 

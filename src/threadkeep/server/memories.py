@@ -10,11 +10,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
-from threadkeep.errors import InvalidInputError, MemoryNotFoundError
+from threadkeep.errors import InvalidInputError
 from threadkeep.history import check_id, json_text
 from threadkeep.memory_form import MAX_TIME_MS, Draft
 from threadkeep.memory_store import MAX_QUERY, MemoryStore
 from threadkeep.server.lists import page_of
+from threadkeep.server.paths import MemoryId
 from threadkeep.server.responses import MAX_CURSOR, Owner
 from threadkeep.server.sessions import JSON_LINES, Body
 
@@ -24,18 +25,10 @@ MAX_PAGE = 200
 """Of memories at once, and of what a search finds."""
 
 
-def _storable(memory_id: str) -> str:
-    try:
-        return check_id(memory_id, "memory_id")
-    except InvalidInputError as error:
-        raise MemoryNotFoundError from error
-
-
 def _store(request: Request, owner: Owner) -> MemoryStore:
     return MemoryStore(request.app.state.database, owner, request.app.state.likeness)
 
 
-MemoryId = Annotated[str, Depends(_storable)]
 Store = Annotated[MemoryStore, Depends(_store)]
 Seconds = Annotated[int, Field(ge=0, le=MAX_TIME_MS // 1000)]
 

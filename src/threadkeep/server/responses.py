@@ -19,6 +19,7 @@ from threadkeep.history import check_id, check_json
 from threadkeep.run import Run
 from threadkeep.server.errors import RunFailedError
 from threadkeep.server.identity import owner_of
+from threadkeep.server.paths import ResponseId
 from threadkeep.server.requests import ResponsesRequest, check_sizes, input_items, verdicts
 from threadkeep.server.sse import event_stream, with_html
 from threadkeep.settings import Settings
@@ -112,7 +113,7 @@ async def create_response(
 
 @router.get("/responses/{response_id}", response_model=None)
 async def get_response(
-    response_id: str,
+    response_id: ResponseId,
     request: Request,
     owner: Owner,
     stream: Annotated[bool, Query(description="Follow its events.")] = False,
@@ -139,7 +140,9 @@ async def get_response(
 
 
 @router.post("/responses/{response_id}/cancel", response_model=None)
-async def cancel_response(response_id: str, request: Request, owner: Owner) -> dict[str, Any]:
+async def cancel_response(
+    response_id: ResponseId, request: Request, owner: Owner
+) -> dict[str, Any]:
     """Stops a run. What was said stays in its session; one that has ended stays as it is."""
     response: dict[str, Any] = await request.app.state.runs.cancel(response_id, owner)
     return response

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,7 @@ from threadkeep.history import check_id, decode_item, json_text, report_damage
 from threadkeep.response_events import PLACEHOLDER_ID
 from threadkeep.server.lists import page_of
 from threadkeep.server.markdown import render
+from threadkeep.server.paths import SessionId
 from threadkeep.server.responses import MAX_CURSOR, Owner
 from threadkeep.session import NEWEST
 from threadkeep.settings import Settings
@@ -31,16 +32,6 @@ MAX_TIME = 253_402_300_799
 JSON_LINES = "application/jsonl"
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
-
-
-def _storable(session_id: str) -> str:
-    try:
-        return check_id(session_id, "session_id")
-    except InvalidInputError as error:
-        raise SessionNotFoundError from error
-
-
-SessionId = Annotated[str, Depends(_storable)]
 
 
 class Body(BaseModel):
