@@ -116,13 +116,11 @@ async def decide(
         ApprovalExpiredError: One was not decided in time.
         TurnGoneError: The session has gone on without it.
         NewerCheckpointError: Only a newer release can go on with the turn.
-        InvalidInputError: They are not of one run, one is there twice, a reason can't be stored,
-            or `always` makes no sense.
+        InvalidInputError: They are not of one run, one is there twice, or `always` makes no
+            sense.
     """
     if len({verdict.approval_id for verdict in verdicts}) < len(verdicts):
         raise InvalidInputError("Decide about each approval once.")
-    if any("\0" in (verdict.reason or "") for verdict in verdicts):
-        raise InvalidInputError("reason must have no NUL characters.", param="reason")
     found = [await _find(database, verdict.approval_id, owner) for verdict in verdicts]
     for row in found:
         _check_pending(row)

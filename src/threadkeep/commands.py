@@ -19,7 +19,7 @@ from threadkeep.connect import connect, connect_postgres
 from threadkeep.copy_command import copy
 from threadkeep.encryption_commands import encryption
 from threadkeep.errors import DatabasePermissionError, InvalidInputError, NotFoundError
-from threadkeep.history import check_id, check_json
+from threadkeep.history import check_id, check_text
 from threadkeep.memory_commands import memories
 from threadkeep.migrate import RELEASE
 from threadkeep.owner_commands import owners
@@ -285,7 +285,7 @@ async def _decide(
     from threadkeep.server.requests import MAX_REASON
 
     check_ids(owner, APPROVAL_ID=approval_id)
-    check_json(reason, "--reason")
+    check_text(reason, "--reason")
     if reason and len(reason) > MAX_REASON:
         raise InvalidInputError(f"--reason must have at most {MAX_REASON} characters.")
     async with up_to_date() as database:

@@ -68,9 +68,8 @@ class Embeddings:
 
     async def _vectors_of(self, texts: Sequence[str]) -> list[array[float]]:
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-        missing = dict(zip(keys, texts, strict=True))
         found = {key: self._vectors[key] for key in keys if key in self._vectors}
-        missing = {key: text for key, text in missing.items() if key not in found}
+        missing = {k: text for k, text in zip(keys, texts, strict=True) if k not in found}
         if missing:
             client = await self._client()
             answer = await client.embeddings.create(

@@ -90,6 +90,17 @@ def check_json(value: object, param: str) -> None:
         raise InvalidInputError(message, param=param)
 
 
+def check_text(text: str | None, param: str) -> None:
+    """Refuses a text that no database holds as it is.
+
+    Raises:
+        InvalidInputError: It has a NUL, or what `check_json` refuses.
+    """
+    if text and "\0" in text:
+        raise InvalidInputError(f"{param} must have no NUL characters.", param=param)
+    check_json(text, param)
+
+
 def is_deeper(levels: int, value: object) -> bool:
     """Whether lists and objects lie in one another for more than so many levels."""
     if not isinstance(value, (dict, list)):

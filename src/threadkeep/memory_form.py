@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from threadkeep.errors import InvalidInputError
-from threadkeep.history import UNSTORABLE, check_id, check_json
+from threadkeep.history import UNSTORABLE, check_id, check_text
 
 MAX_PATH = 1024
 """Of a path, in characters."""
@@ -158,6 +158,4 @@ def _check_length(param: str, text: str, most: int) -> None:
             param=param,
             code="too_long",
         )
-    if "\0" in text:
-        raise InvalidInputError(f"{param} must have no NUL characters.", param=param)
-    check_json(text, param)
+    check_text(text, param)

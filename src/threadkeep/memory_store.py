@@ -213,28 +213,24 @@ class MemoryStore:
         Returns:
             Memories, each with its `score`; and whether all was looked at that may be among them.
         """
+
+        def is_wanted(row: Row) -> bool:
+            at_place = not under or row["path"].startswith(tuple(under))
+            return at_place and pinned in (None, bool(row["pinned"]))
+
         query = query[:MAX_QUERY]
         postings, complete = await self._postings(query)
         rows: dict[int, Row] = {}
         if under or pinned is not None:
             mentions = Counter(number for found in postings.values() for number, _ in found)
             numbers = [number for number, _ in mentions.most_common(_FILTERED)]
-            rows = {
-                number: row
-                for number, row in (await self._rows(numbers)).items()
-                if (not under or row["path"].startswith(tuple(under)))
-                and pinned in (None, bool(row["pinned"]))
-            }
+            read = await self._rows(numbers)
+            rows = {number: row for number, row in read.items() if is_wanted(row)}
             postings = _without(postings, mentions.keys() - rows.keys())
             complete = complete and len(mentions) <= _FILTERED
         best = await self._best(query, postings, limit, rows)
         if self.likeness is not None:
-            newest = [
-                row
-                for row in await self.latest(_ALIKE)
-                if (not under or row["path"].startswith(tuple(under)))
-                and pinned in (None, bool(row["pinned"]))
-            ]
+            newest = [row for row in await self.latest(_ALIKE) if is_wanted(row)]
             best = await self._by_likeness(query, best, newest, limit)
         return [memory_object(row) | {"score": round(score, 4)} for row, score in best], complete
 

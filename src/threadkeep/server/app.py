@@ -92,6 +92,7 @@ def create_app(
     app.state.api_keys = ApiKeys.parse(settings.api_keys) if settings.api_keys else None
     app.state.models = models
     app.state.webhook = Webhook.of(settings)
+    embeddings = models.embeddings()
     app.state.run_requests = RunRequests(
         create_agent,
         get_session_id,
@@ -102,10 +103,8 @@ def create_app(
         recall_tokens=_recall_tokens(settings, models),
         facts_only=models.is_local,
         shared_memory=shared_memory,
+        likeness=embeddings.likeness if embeddings else None,
     )
-    embeddings = models.embeddings()
-    app.state.likeness = embeddings and embeddings.likeness
-    app.state.run_requests.likeness = app.state.likeness
     for part in (responses, sessions, memories, approvals, health):
         app.include_router(part.router)
     app.include_router(pages.docs_router)

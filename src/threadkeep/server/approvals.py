@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from threadkeep.approvals import Status, Verdict, decide, get_approval, list_approvals
-from threadkeep.history import check_id, check_json
+from threadkeep.history import check_id, check_text
 from threadkeep.server.identity import owner_of
 from threadkeep.server.lists import page_of
 from threadkeep.server.paths import ApprovalId
@@ -74,7 +74,7 @@ async def decide_one(
     With the last one of its run the turn goes on, in another response: `response_id`.
     """
     state = request.app.state
-    check_json(decision.reason, "reason")
+    check_text(decision.reason, "reason")
     verdict = Verdict(approval_id, decision.approve, decision.reason)
     await decide(state.database, state.runs, owner, verdict, always=decision.always_approve)
     return await get_approval(state.database, approval_id, owner)

@@ -26,7 +26,7 @@ MAX_PAGE = 200
 
 
 def _store(request: Request, owner: Owner) -> MemoryStore:
-    return MemoryStore(request.app.state.database, owner, request.app.state.likeness)
+    return MemoryStore(request.app.state.database, owner, request.app.state.run_requests.likeness)
 
 
 Store = Annotated[MemoryStore, Depends(_store)]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from threadkeep.approvals import Verdict
 from threadkeep.errors import InvalidInputError, TooLargeError
-from threadkeep.history import check_id, check_json, json_text
+from threadkeep.history import check_id, check_json, check_text, json_text
 from threadkeep.limits import check_size
 from threadkeep.response_events import new_id
 from threadkeep.titles import text_of
@@ -184,7 +184,7 @@ def _verdict(item: dict[str, Any], at: str) -> Verdict:
         raise _wrong(f"{at}.approve", "must be true or false")
     if reason is not None and not (isinstance(reason, str) and len(reason) <= MAX_REASON):
         raise _wrong(f"{at}.reason", f"must be a string of {MAX_REASON} characters at most")
-    check_json(reason, f"{at}.reason")
+    check_text(reason, f"{at}.reason")
     check_id(approval_id, f"{at}.approval_request_id")
     return Verdict(approval_id, item["approve"], reason or None)
 

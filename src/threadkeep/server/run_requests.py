@@ -58,18 +58,17 @@ class RunRequests:
         recall_tokens: How many tokens are recalled for a turn, about.
         facts_only: Whether of past sessions only what users said of themselves is recalled.
         shared_memory: Names the shared memories of a run; None: they are the owner's own.
+        likeness: How an embedding model finds memories; None: words alone tell.
 
     Raises:
         AgentCodeError: What it gives can't be stored.
 
     Attributes:
-        models: As above.
+        models, likeness: As above.
         database: Where memories are; set once it is open.
-        likeness: How an embedding model finds memories, if one is set.
     """
 
     database: Database
-    likeness: Likeness | None = None
 
     def __init__(
         self,
@@ -83,6 +82,7 @@ class RunRequests:
         recall_tokens: int = TOKENS,
         facts_only: bool = False,
         shared_memory: SharedMemory | None = None,
+        likeness: Likeness | None = None,
     ) -> None:
         self._create_agent = create_agent
         self._get_session_id = get_session_id
@@ -92,6 +92,7 @@ class RunRequests:
         self._recall_tokens = recall_tokens
         self._facts_only = facts_only
         self._shared_memory = shared_memory
+        self.likeness = likeness
         self._context_type = create_context and ContextType.of(create_context)
 
     def make(

@@ -46,13 +46,13 @@ freed AS (
   UPDATE threadkeep.sessions s SET run_id = NULL
   FROM seen
   WHERE s.session_id = seen.session_id AND s.run_id = seen.run_id AND s.owner = :owner
-    AND s.run_alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms'
+    AND s.run_alive_at <= statement_timestamp() - :stale_after::bigint * interval '1 ms'
   RETURNING seen.run_id),
 ended AS (
   UPDATE threadkeep.runs r SET status = 'cancelled', finished_at = clock_timestamp()
   FROM seen
   WHERE r.run_id = seen.run_id AND r.finished_at IS NULL
-    AND r.alive_at <= clock_timestamp() - :stale_after::bigint * interval '1 ms'
+    AND r.alive_at <= statement_timestamp() - :stale_after::bigint * interval '1 ms'
     AND (r.run_id IN (SELECT run_id FROM freed) OR NOT EXISTS (
       SELECT 1 FROM threadkeep.sessions s WHERE s.session_id = r.session_id AND s.run_id = r.run_id))
   RETURNING r.run_id),
